@@ -1,0 +1,20 @@
+"""The catalogue of context blocks: pure PyTorch, one file per family.
+
+`create` builds a block by name, `names` lists them, `info` describes one, and `@register` adds
+one: a new file in this folder is found by itself.
+"""
+
+from blocks.base import ContextBlock
+from blocks.registry import BlockInfo, Option, Paper, UnknownBlock, create, info, names, register
+
+__all__ = [
+    "BlockInfo",
+    "ContextBlock",
+    "Option",
+    "Paper",
+    "UnknownBlock",
+    "create",
+    "info",
+    "names",
+    "register",
+]

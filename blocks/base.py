@@ -1,0 +1,133 @@
+"""What every context block is, and the small pieces several of them are made of."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+__all__ = [
+    "ContextBlock",
+    "batch_mean",
+    "conv1x1",
+    "conv_bn_relu",
+    "flat",
+    "full_precision",
+    "he_fan_out_",
+    "require_divisible",
+    "require_positive",
+    "squared_length",
+    "unit",
+]
+
+
+class ContextBlock(nn.Module, ABC):
+    """A map (B, C, H, W) -> (B, C, H, W) that lets a pixel see the whole image, residual included.
+
+    A subclass promises: it never modifies its input; all buffers exist at construction; in
+    evaluation it writes no state and gives the same output for the same input; outside batch
+    normalisation in training, the images of a batch do not influence one another.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        require_positive(channels=channels)
+        self.channels = channels
+
+    @abstractmethod
+    def forward(self, x: Tensor) -> Tensor: ...
+
+    @abstractmethod
+    def macs(self, height: int, width: int) -> int:
+        """Multiply-accumulates of one forward of one image in the present mode (train or eval).
+
+        Convolutions and matrix products, derived on paper and never by counting; element-wise
+        work, normalisation, softmax and the factorisation of an R x R matrix are left out.
+        """
+
+    @abstractmethod
+    def param_count(self) -> int:
+        """Number of parameters (weights, biases, gates; not buffers), derived on paper."""
+
+    def extra_repr(self) -> str:
+        return str(self.channels)
+
+
+def require_positive(**options: int | float) -> None:
+    """Raise ValueError naming the first option that is not above zero."""
+    for name, value in options.items():
+        if not value > 0:
+            raise ValueError(f"{name} must be above 0, not {value}")
+
+
+def require_divisible(width: int, heads: int, what: str = "channels") -> None:
+    """Raise ValueError unless `width` splits evenly into `heads`."""
+    if width % heads:
+        raise ValueError(f"{what}={width} does not split into heads={heads}; choose a divisor of {width}")
+
+
+def conv1x1(inputs: int, outputs: int, bias: bool = True) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, 1, bias=bias)
+
+
+def conv_bn_relu(inputs: int, outputs: int, kernel: int = 1) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=False),
+        nn.BatchNorm2d(outputs),
+        nn.ReLU(inplace=True),
+    )
+
+
+def flat(x: Tensor) -> Tensor:
+    """(B, C, H, W) -> (B, C, N): the pixels in one row, N = H * W."""
+    return x.flatten(2)
+
+
+def squared_length(x: Tensor) -> Tensor:
+    """Sum of squares over dimension 1, which stays with size one: (G, D, N) -> (G, 1, N)."""
+    return x.square().sum(dim=1, keepdim=True)
+
+
+def unit(x: Tensor, eps: float = 1e-12) -> Tensor:
+    """x over its length along dimension 1; what is shorter than `eps` is divided by `eps`.
+
+    Zero in, zero out, with a finite gradient.
+    """
+    return x * torch.rsqrt(squared_length(x).clamp_min(eps**2))
+
+
+def he_fan_out_(module: nn.Module) -> None:
+    """Draw every convolution's weight from N(0, 2 / (k * k * outputs)), as HamNet and EMANet do."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d):
+            fan_out = math.prod(layer.kernel_size) * layer.out_channels
+            nn.init.normal_(layer.weight, 0.0, math.sqrt(2.0 / fan_out))
+
+
+@contextlib.contextmanager
+def full_precision(x: Tensor) -> Iterator[torch.dtype]:
+    """Switch autocast off inside, and yield the dtype in which iterations over `x` stay accurate.
+
+    Iterated products lose their small terms in half precision: float16, and anything under
+    autocast, is computed in float32. Pure bfloat16, float32 and float64 stay as they are.
+    """
+    device = x.device.type
+    autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    raised = autocast or x.dtype == torch.float16
+    dtype = torch.promote_types(x.dtype, torch.float32) if raised else x.dtype
+    with torch.autocast(device, enabled=False) if autocast else contextlib.nullcontext():
+        yield dtype
+
+
+def batch_mean(update: Tensor) -> Tensor:
+    """Mean over dimension 0, and over all processes when training is distributed."""
+    mean = update.mean(0)
+    distributed = torch.distributed
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.all_reduce(mean)
+        mean /= distributed.get_world_size()
+    return mean

@@ -1,0 +1,339 @@
+"""Matrix decompositions as differentiable modules: NMF, concept decomposition and vector quantisation.
+
+A feature map is read as a matrix X (D, N) whose columns are what is to be explained. It is
+approximated by X ~ bases @ codes^T with a dictionary `bases` (D, R) and `codes` (N, R), R << N.
+Shapes below carry a leading G = B * heads: every image and head has its own matrix.
+
+Source: Geng et al., "Is Attention Better Than Matrix Decomposition?", ICLR 2021, sections 2 and 3;
+NMF's updates are Lee & Seung, "Algorithms for Non-negative Matrix Factorization", NIPS 2000.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from abc import ABC, abstractmethod
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from blocks.base import (
+    batch_mean,
+    full_precision,
+    require_divisible,
+    require_positive,
+    squared_length,
+    unit,
+)
+
+Gradient = Literal["one-step", "bptt"]
+Dictionary = Literal["random", "frozen", "learned"]
+
+EPS = 1e-6
+DICTIONARY_MOMENTUM = 0.9  # the weight of the newest bases in a learned dictionary
+
+
+# --- non-negative matrix factorisation -------------------------------------------------------
+
+
+def nmf_codes(x: Tensor, bases: Tensor, codes: Tensor) -> Tensor:
+    """One multiplicative update of the codes: C * (X^T D) / (C D^T D)."""
+    numerator = x.mT @ bases  # (G, N, R)
+    denominator = codes @ (bases.mT @ bases)  # (G, N, R), the R x R Gram matrix first
+    return codes * numerator / (denominator + EPS)
+
+
+def nmf_bases(x: Tensor, bases: Tensor, codes: Tensor) -> Tensor:
+    """One multiplicative update of the bases: D * (X C) / (D C^T C)."""
+    numerator = x @ codes  # (G, D, R)
+    denominator = bases @ (codes.mT @ codes)  # (G, D, R)
+    return bases * numerator / (denominator + EPS)
+
+
+# --- soft clustering: concept decomposition and vector quantisation --------------------------
+
+
+def inverse_norm(x: Tensor, eps: float = 1e-12) -> Tensor:
+    """1 / |column| of x, (G, D, N) -> (G, N, 1); a zero column gets 0, and a gradient of zero."""
+    squared = squared_length(x).mT
+    return torch.where(squared > eps**2, torch.rsqrt(squared.clamp_min(eps**2)), 0)
+
+
+def soft_assignment(x: Tensor, bases: Tensor, scale: Tensor) -> Tensor:
+    """Softmax over the bases of scaled similarities, (G, N, R): every column's codes sum to one.
+
+    With `scale` = inverse temperature / |column| and unit bases the similarity is the cosine.
+    Scaling the N x R product spares a normalised copy of the D x N input.
+    """
+    return torch.softmax(x.mT @ bases * scale, dim=-1)
+
+
+def cluster_means(x: Tensor, codes: Tensor) -> Tensor:
+    """The mean of x's columns under each basis's share of the codes, (G, D, R)."""
+    return x @ (codes / (codes.sum(dim=1, keepdim=True) + EPS))
+
+
+def ridge_codes(x: Tensor, bases: Tensor, ridge: float) -> Tensor:
+    """Codes of least squares with a ridge: X^T D (D^T D + ridge I)^-1.
+
+    The R x R system is solved once, by Cholesky and never below float32, then applied to all codes.
+    """
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    identity = torch.eye(bases.shape[-1], device=x.device, dtype=dtype)
+    gram = (bases.mT @ bases).to(dtype)  # (G, R, R)
+    inverse = torch.cholesky_solve(
+        identity.expand_as(gram), torch.linalg.cholesky_ex(gram + ridge * identity).L
+    )
+    return x.mT @ bases @ inverse.to(x.dtype)
+
+
+# --- a dictionary without state --------------------------------------------------------------
+
+
+def indexed_uniform(shape: tuple[int, ...], device: torch.device) -> Tensor:
+    """Uniform numbers in (0, 1), float32, that are a pure function of their position.
+
+    A dictionary in channel mode has as many rows as the input has pixels, so that it cannot be a
+    buffer; this gives the same one on every device, without a generator's state. The integer hash
+    is the finaliser of MurmurHash3 (public domain), on 32 bits kept in 64.
+    """
+    bits = torch.arange(1, math.prod(shape) + 1, device=device)
+    low32 = 0xFFFFFFFF
+    bits = (bits ^ (bits >> 16)) * 0x85EBCA6B & low32
+    bits = (bits ^ (bits >> 13)) * 0xC2B2AE35 & low32
+    bits = bits ^ (bits >> 16)
+    return (((bits >> 9).float() + 0.5) / 2**23).reshape(shape)
+
+
+# --- the modules -----------------------------------------------------------------------------
+
+
+class Decomposition(nn.Module, ABC):
+    """Reconstructs a feature map (B, C, H, W) from the low-rank decomposition it computes.
+
+    Args:
+        channels: C.
+        rank: number R of bases.
+        heads: splits of the channels, each decomposed alone.
+        train_steps, eval_steps: iterations T in training and in evaluation.
+        gradient: "bptt" differentiates through all iterations; "one-step" takes the result of the
+            iterations as a constant and differentiates the last update of the codes alone.
+        dictionary: where the first bases come from. "random": drawn for every image and head at
+            each training forward, fixed in evaluation; "frozen": always the same; "learned": a
+            moving average of the final bases, updated in training only.
+        spatial: True: columns of X are pixels; False: columns are channels.
+
+    Raises:
+        ValueError: for sizes that are not above zero, channels that `heads` does not divide, or a
+            learned dictionary of channels (its size would be tied to one resolution).
+    """
+
+    bases: Tensor | None
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        rank: int,
+        heads: int,
+        train_steps: int,
+        eval_steps: int,
+        gradient: Gradient,
+        dictionary: Dictionary,
+        spatial: bool,
+    ) -> None:
+        super().__init__()
+        require_positive(rank=rank, heads=heads, train_steps=train_steps, eval_steps=eval_steps)
+        require_divisible(channels, heads, "latent channels")
+        if dictionary == "learned" and not spatial:
+            raise ValueError(
+                "dictionary='learned' needs spatial=True: with spatial=False a basis is as long as "
+                "the image has pixels; use dictionary='random' or 'frozen'"
+            )
+        self.channels, self.rank, self.heads = channels, rank, heads
+        self.train_steps, self.eval_steps = train_steps, eval_steps
+        self.gradient, self.dictionary, self.spatial = gradient, dictionary, spatial
+        bases = unit(self.draw((heads, channels // heads, rank))) if spatial else None
+        self.register_buffer("bases", bases)  # (heads, D, R)
+
+    # What tells one decomposition from another:
+
+    @staticmethod
+    @abstractmethod
+    def draw(shape: tuple[int, ...], **factory: object) -> Tensor:
+        """Random numbers of the kind this dictionary starts from."""
+
+    @staticmethod
+    @abstractmethod
+    def from_uniform(uniform: Tensor) -> Tensor:
+        """Uniform numbers in (0, 1), turned into numbers of that kind."""
+
+    @abstractmethod
+    def decompose(self, x: Tensor, bases: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Iterate from the first bases: (G, D, N), (G, D, R) -> final bases and, if used, codes."""
+
+    @abstractmethod
+    def final_codes(self, x: Tensor, bases: Tensor, codes: Tensor | None) -> Tensor:
+        """The codes (G, N, R) that the output is built from, given the final bases."""
+
+    @abstractmethod
+    def core_macs(self, d: int, n: int) -> int:
+        """Multiply-accumulates for one D x N matrix."""
+
+    # What they share:
+
+    @property
+    def steps(self) -> int:
+        return self.train_steps if self.training else self.eval_steps
+
+    def forward(self, x: Tensor) -> Tensor:
+        with full_precision(x) as dtype:
+            columns = self.to_columns(x.to(dtype))
+            bases = self.first_bases(columns)
+            with torch.no_grad() if self.gradient == "one-step" else contextlib.nullcontext():
+                bases, codes = self.decompose(columns, bases)
+            codes = self.final_codes(columns, bases, codes)
+            if self.training and self.dictionary == "learned":
+                self.learn(bases)
+            return self.from_columns(bases @ codes.mT, x)
+
+    def to_columns(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> X (G, D, N)."""
+        rows = x.reshape(x.shape[0] * self.heads, self.channels // self.heads, -1)
+        return rows if self.spatial else rows.mT
+
+    def from_columns(self, columns: Tensor, like: Tensor) -> Tensor:
+        """X (G, D, N) -> (B, C, H, W)."""
+        rows = columns if self.spatial else columns.mT
+        return rows.reshape(like.shape).to(like.dtype)
+
+    def first_bases(self, x: Tensor) -> Tensor:
+        """The dictionary the iterations start from, (G, D, R): unit columns."""
+        groups, d, _ = x.shape
+        if self.dictionary == "random" and self.training:
+            return unit(self.draw((groups, d, self.rank), device=x.device, dtype=x.dtype))
+        bases = self.bases
+        if bases is None:
+            uniform = indexed_uniform((self.heads, d, self.rank), x.device)
+            bases = unit(self.from_uniform(uniform))
+        return bases.to(x.dtype).repeat(groups // self.heads, 1, 1)
+
+    @torch.no_grad()
+    def learn(self, final: Tensor) -> None:
+        """Move the learned dictionary towards the mean of the final bases (G, D, R)."""
+        assert self.bases is not None
+        target = batch_mean(final.unflatten(0, (-1, self.heads))).to(self.bases.dtype)
+        self.bases.copy_(unit(self.bases.lerp(target, DICTIONARY_MOMENTUM)))
+
+    def macs(self, height: int, width: int) -> int:
+        rows, columns = self.channels // self.heads, height * width
+        d, n = (rows, columns) if self.spatial else (columns, rows)
+        return self.heads * self.core_macs(d, n)
+
+    def extra_repr(self) -> str:
+        names = (
+            "channels",
+            "rank",
+            "heads",
+            "train_steps",
+            "eval_steps",
+            "gradient",
+            "dictionary",
+            "spatial",
+        )
+        return ", ".join(f"{name}={getattr(self, name)}" for name in names)
+
+
+class NMF(Decomposition):
+    """Non-negative matrix factorisation by multiplicative updates; X must not be negative."""
+
+    draw = staticmethod(torch.rand)
+
+    @staticmethod
+    def from_uniform(uniform: Tensor) -> Tensor:
+        return uniform
+
+    def decompose(self, x: Tensor, bases: Tensor) -> tuple[Tensor, Tensor]:
+        codes = torch.softmax(x.mT @ bases, dim=-1)
+        for _ in range(self.steps):
+            codes = nmf_codes(x, bases, codes)
+            bases = nmf_bases(x, bases, codes)
+        return bases, codes
+
+    def final_codes(self, x: Tensor, bases: Tensor, codes: Tensor | None) -> Tensor:
+        assert codes is not None
+        return nmf_codes(x, bases, codes)
+
+    def core_macs(self, d: int, n: int) -> int:
+        r, t = self.rank, self.steps
+        return (2 * t + 3) * n * d * r + (2 * t + 1) * (n + d) * r * r
+
+
+class SoftClustering(Decomposition):
+    """What concept decomposition and vector quantisation share: bases are means of soft clusters."""
+
+    draw = staticmethod(torch.randn)
+
+    def __init__(self, channels: int, *, inv_t: float, **options) -> None:  # type: ignore[no-untyped-def]
+        super().__init__(channels, **options)
+        require_positive(inv_t=inv_t)
+        self.inv_t = inv_t
+
+    @staticmethod
+    def from_uniform(uniform: Tensor) -> Tensor:
+        return math.sqrt(2) * torch.erfinv(2 * uniform - 1)
+
+    def decompose(self, x: Tensor, bases: Tensor) -> tuple[Tensor, None]:
+        scale = self.inv_t * inverse_norm(x)  # (G, N, 1)
+        for _ in range(self.steps):
+            bases = self.new_bases(x, soft_assignment(x, self.unit_bases(bases), scale))
+        return bases, None
+
+    @abstractmethod
+    def unit_bases(self, bases: Tensor) -> Tensor:
+        """The bases with columns of length one, for the cosine."""
+
+    @abstractmethod
+    def new_bases(self, x: Tensor, codes: Tensor) -> Tensor:
+        """The bases that follow from the codes."""
+
+
+class CD(SoftClustering):
+    """Concept decomposition: spherical soft k-means, then ridge least squares for the codes."""
+
+    def __init__(self, channels: int, *, ridge: float, **options) -> None:  # type: ignore[no-untyped-def]
+        super().__init__(channels, **options)
+        require_positive(ridge=ridge)
+        self.ridge = ridge
+
+    def unit_bases(self, bases: Tensor) -> Tensor:
+        return bases
+
+    def new_bases(self, x: Tensor, codes: Tensor) -> Tensor:
+        return unit(cluster_means(x, codes), EPS)
+
+    def final_codes(self, x: Tensor, bases: Tensor, codes: Tensor | None) -> Tensor:
+        return ridge_codes(x, bases, self.ridge)
+
+    def core_macs(self, d: int, n: int) -> int:
+        r, t = self.rank, self.steps
+        return (2 * t + 2) * n * d * r + (n + d) * r * r
+
+
+class VQ(SoftClustering):
+    """Soft vector quantisation: codes are assignments that sum to one, bases the clusters' means."""
+
+    def unit_bases(self, bases: Tensor) -> Tensor:
+        return unit(bases, EPS)
+
+    def new_bases(self, x: Tensor, codes: Tensor) -> Tensor:
+        return cluster_means(x, codes)
+
+    def final_codes(self, x: Tensor, bases: Tensor, codes: Tensor | None) -> Tensor:
+        # The norm is a constant to the gradient, as in the official code.
+        length = squared_length(x.detach()).sqrt().mT  # (G, N, 1)
+        return soft_assignment(x, self.unit_bases(bases), self.inv_t / (length + EPS))
+
+    def core_macs(self, d: int, n: int) -> int:
+        return (2 * self.steps + 2) * n * d * self.rank

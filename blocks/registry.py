@@ -1,0 +1,218 @@
+"""The catalogue: how a block is registered, found, described and created."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import pkgutil
+import re
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from functools import cache
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeVar
+
+from blocks.base import ContextBlock
+
+NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+
+
+class UnknownBlock(ValueError):
+    """A name that no block has; the message offers the nearest one."""
+
+
+@dataclass(frozen=True)
+class Paper:
+    """The publication a block comes from."""
+
+    title: str
+    authors: str
+    year: int
+    venue: str
+    url: str
+    bibtex: str
+
+
+@dataclass(frozen=True)
+class Option:
+    """One keyword option of a block: its default, its annotation and, for a closed set, the choices."""
+
+    name: str
+    default: Any
+    annotation: Any
+
+    @property
+    def choices(self) -> tuple[Any, ...]:
+        return typing.get_args(self.annotation) if typing.get_origin(self.annotation) is Literal else ()
+
+    @property
+    def kind(self) -> str:
+        """The accepted values, in words."""
+        if self.choices:
+            return " | ".join(map(str, self.choices))
+        return " | ".join("None" if kind is NoneType else kind.__name__ for kind in self._types())
+
+    def _types(self) -> tuple[type, ...]:
+        if isinstance(self.annotation, UnionType):
+            return typing.get_args(self.annotation)
+        return (self.annotation,)
+
+    def check(self, value: Any) -> Any:
+        """Return `value` in the option's own type, or raise ValueError that says what is accepted."""
+        if self.choices:
+            if value in self.choices and not isinstance(value, bool):
+                return value
+        else:
+            for kind in self._types():
+                if type(value) is kind:
+                    return value
+                if kind is float and type(value) is int:
+                    return float(value)
+        raise ValueError(f"{self.name}={value!r} is not accepted; use {self.kind}")
+
+
+@dataclass(frozen=True)
+class BlockInfo:
+    """What the catalogue knows of a block without building it."""
+
+    name: str
+    cls: type[ContextBlock]
+    title: str
+    family: str
+    summary: str
+    complexity: str
+    formula: str
+    paper: Paper | None
+
+    def __post_init__(self) -> None:
+        if not NAME.fullmatch(self.name):
+            raise ValueError(f"block name {self.name!r} must match {NAME.pattern}")
+        empty = [f.name for f in fields(self) if f.name != "paper" and not getattr(self, f.name)]
+        if empty:
+            raise ValueError(f"block {self.name!r} lacks {', '.join(empty)}")
+
+    @property
+    def options(self) -> Mapping[str, Option]:
+        return _options(self.cls)
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        return {name: option.default for name, option in self.options.items()}
+
+    @property
+    def place(self) -> str:
+        """File and line of the class."""
+        return f"{inspect.getsourcefile(self.cls)}:{inspect.getsourcelines(self.cls)[1]}"
+
+    def resolve(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """All options, the given ones checked and the others at their defaults.
+
+        Raises:
+            TypeError: for an option the block does not have; the message lists those it has.
+            ValueError: for a value outside what the option accepts.
+        """
+        for name in given:
+            if name not in self.options:
+                known = ", ".join(self.options) or "none"
+                raise TypeError(f"block {self.name!r} has no option {name!r}; its options: {known}")
+        return {
+            name: option.check(given[name]) if name in given else option.default
+            for name, option in self.options.items()
+        }
+
+
+_catalogue: dict[str, BlockInfo] = {}
+Class = TypeVar("Class", bound=type[ContextBlock])
+
+
+def register(
+    name: str,
+    *,
+    title: str,
+    family: str,
+    summary: str,
+    complexity: str,
+    formula: str,
+    paper: Paper | None,
+) -> Callable[[Class], Class]:
+    """Class decorator that adds a `ContextBlock` to the catalogue.
+
+    The block's options are the keyword-only parameters of its constructor, with their
+    annotations and defaults.
+
+    Raises:
+        ValueError: when the name is taken (both places are named) or a field is empty.
+    """
+
+    def add(cls: Class) -> Class:
+        block = BlockInfo(name, cls, title, family, summary, complexity, formula, paper)
+        if name in _catalogue:
+            raise ValueError(f"two blocks are called {name!r}: {_catalogue[name].place} and {block.place}")
+        _catalogue[name] = block
+        return cls
+
+    return add
+
+
+def names() -> list[str]:
+    """The names of all blocks, sorted."""
+    _discover()
+    return sorted(_catalogue)
+
+
+def info(name: str) -> BlockInfo:
+    """What is known of the block called `name`.
+
+    Raises:
+        UnknownBlock: with the nearest name.
+    """
+    _discover()
+    if name in _catalogue:
+        return _catalogue[name]
+    near = difflib.get_close_matches(name, names(), n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"known blocks: {', '.join(names())}"
+    raise UnknownBlock(f"unknown block {name!r}; {hint}")
+
+
+def create(name: str, channels: int, **options: Any) -> ContextBlock:
+    """Build the block called `name` for inputs of shape (B, channels, H, W).
+
+    Raises:
+        UnknownBlock: no block has this name.
+        TypeError: an option the block does not have.
+        ValueError: a value that an option does not accept, or channels that do not fit it.
+
+    >>> import torch
+    >>> create("ham-nmf", 64, rank=8)(torch.rand(1, 64, 7, 5)).shape
+    torch.Size([1, 64, 7, 5])
+    """
+    block = info(name)
+    return block.cls(channels, **block.resolve(options))
+
+
+@cache
+def _discover() -> None:
+    """Import every module beside this one, once: each registers the blocks it defines."""
+    package = importlib.import_module("blocks")
+    for module in pkgutil.iter_modules(package.__path__, "blocks."):
+        importlib.import_module(module.name)
+
+
+@cache
+def _options(cls: type[ContextBlock]) -> Mapping[str, Option]:
+    """Keyword-only constructor parameters, following `**options` up to the base classes."""
+    found: dict[str, Option] = {}
+    for owner in cls.__mro__:
+        init = owner.__dict__.get("__init__")
+        if init is None:
+            continue
+        parameters = inspect.signature(init).parameters.values()
+        annotations = typing.get_type_hints(init)
+        for parameter in parameters:
+            if parameter.kind is parameter.KEYWORD_ONLY and parameter.name not in found:
+                found[parameter.name] = Option(parameter.name, parameter.default, annotations[parameter.name])
+        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+            break
+    return found

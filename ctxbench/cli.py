@@ -1,0 +1,295 @@
+"""The commands: each parses, calls one function, prints and sets the exit code."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ctxbench import __version__
+from ctxbench.errors import UsageError
+
+if TYPE_CHECKING:
+    from ctxbench.record import Record
+    from ctxbench.runner import Run
+    from ctxbench.spec import Grid
+
+OK, SOME_FAILED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
+RUNS = Path("results/runs")
+
+plugin_option = click.option(
+    "--plugin",
+    "plugins",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="A Python file that registers blocks of your own; may be given again.",
+)
+
+
+class OneLine(click.ClickException):
+    """A user's mistake, told in one line."""
+
+    exit_code = WRONG_USAGE
+
+    def show(self, file: Any = None) -> None:
+        click.echo(f"ctxbench: {' '.join(self.message.split())}", err=True)
+
+
+def one_line_errors(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Turn mistakes into one line and exit code 2, and an interrupt into 130."""
+
+    @functools.wraps(command)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return command(*args, **kwargs)
+        except UsageError as error:
+            raise OneLine(str(error)) from None
+        except KeyboardInterrupt:
+            click.echo("ctxbench: interrupted; the same command goes on from here", err=True)
+            sys.exit(INTERRUPTED)
+
+    return wrapped
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="ctxbench")
+def main() -> None:
+    """What a global-context block of a vision network costs, measured the same way for all."""
+
+
+@main.command("blocks")
+@click.argument("name", required=False)
+@click.option("--bibtex", is_flag=True, help="Print the BibTeX entry of the block's paper alone.")
+@plugin_option
+@one_line_errors
+def blocks_command(name: str | None, bibtex: bool, plugins: tuple[Path, ...]) -> None:
+    """List the blocks, or show one in detail."""
+    load_plugins(plugins)
+    if name is None:
+        if bibtex:
+            raise UsageError("--bibtex needs the name of a block: ctxbench blocks NAME --bibtex")
+        list_blocks()
+    else:
+        show_block(name, bibtex)
+
+
+@main.command("profile")
+@click.option(
+    "--blocks", "specs", help="Blocks: names, wildcards, all, name[option=a/b]; separated by commas."
+)
+@click.option("--resolutions", help="Sizes such as 32,64x128 (default 32).")
+@click.option("--channels", help="Channels of the input (default 512).")
+@click.option("--batch", help="Batch sizes (default 1).")
+@click.option("--modes", help="infer and/or train (default infer).")
+@click.option("--dtypes", help="float32, bfloat16, float16, float64 (default float32).")
+@click.option("--device", default="auto", help="auto, cpu or cuda.", show_default=True)
+@click.option("--compile", "compiled", is_flag=True, help="Measure the block under torch.compile.")
+@click.option("--estimate", is_flag=True, help="Count MACs and predict memory; run nothing.")
+@click.option("--preset", help="A named grid: paper (Table 3 of the Hamburger paper).")
+@click.option(
+    "--threads", default=1, show_default=True, type=click.IntRange(1), help="CPU threads; 1 is steadiest."
+)
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="Folder of the run (default results/runs/<name>)."
+)
+@click.option("--fresh", is_flag=True, help="Measure again what the folder holds already.")
+@click.option("--dry-run", is_flag=True, help="Print the cells and stop.")
+@click.option("--json", "as_json", is_flag=True, help="Print the records as JSON instead of tables.")
+@plugin_option
+@one_line_errors
+def profile_command(
+    specs: str | None,
+    device: str,
+    compiled: bool,
+    estimate: bool,
+    preset: str | None,
+    threads: int,
+    out: Path | None,
+    fresh: bool,
+    dry_run: bool,
+    as_json: bool,
+    plugins: tuple[Path, ...],
+    **axes: str | None,
+) -> None:
+    """Measure MACs, memory and latency of blocks over a grid of inputs."""
+    prepare_torch()
+    load_plugins(plugins)
+    grid = make_grid(preset, blocks=specs, **axes)
+    grid = dataclasses.replace(grid, device=choose_device(device), compiled=compiled, estimated=estimate)
+    run = make_run(grid, threads, out, fresh, dry_run)
+    if dry_run:
+        for cell in run.cells:
+            click.echo(
+                f"{cell.id}  {cell.label}  {'x'.join(map(str, cell.shape))}  {cell.dtype}  {cell.mode}"
+            )
+        return
+    finish(execute(run), run.store.folder, as_json, baseline=run.cells[0].label)
+
+
+@main.command("report")
+@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN...")
+@click.option(
+    "--out", type=click.Path(path_type=Path), default="report", show_default=True, help="Folder to write."
+)
+@click.option("--baseline", help="The block that ratios refer to (default self-attn, if there is one).")
+@one_line_errors
+def report_command(runs: tuple[Path, ...], out: Path, baseline: str | None) -> None:
+    """Turn runs into a page, Markdown tables and figures."""
+    from ctxbench.report import Report
+
+    report = Report.of(list(runs), baseline)
+    click.echo(f"report: {report.write(out)}")
+
+
+@main.command("demo")
+@click.option(
+    "--out", type=click.Path(path_type=Path), default="report", show_default=True, help="Folder to write."
+)
+@one_line_errors
+def demo_command(out: Path) -> None:
+    """The tour: profile a few blocks on this machine and write a report; minutes, no download."""
+    prepare_torch()
+    from ctxbench.presets import DEMO
+    from ctxbench.report import Report
+
+    records = []
+    folder = out / "run"
+    for grid in DEMO:
+        run = make_run(dataclasses.replace(grid, device=choose_device("auto")), 1, folder, False, False)
+        records += execute(run)
+    print_leaderboards(records, "self-attn")
+    click.echo(f"report: {Report.of([folder]).write(out)}")
+    sys.exit(exit_code(records))
+
+
+def prepare_torch() -> None:
+    """Set what must be set before torch is first imported."""
+    from ctxbench.environment import wait_passively
+
+    wait_passively()
+
+
+def load_plugins(paths: tuple[Path, ...]) -> None:
+    from ctxbench import plugins
+
+    for path in paths:
+        plugins.load(path)
+
+
+def make_grid(preset: str | None, **axes: str | None) -> Grid:
+    """The preset's grid with the axes that were typed, or the default one."""
+    from ctxbench.presets import PRESETS
+    from ctxbench.spec import Grid
+
+    given = {name: value for name, value in axes.items() if value is not None}
+    if preset is None:
+        if "blocks" not in given:
+            raise UsageError("--blocks is missing; name some, for example: --blocks ham-nmf,self-attn")
+        return Grid(**given)
+    if preset not in PRESETS:
+        raise UsageError(f"--preset: {preset!r} is not known; choose from {', '.join(PRESETS)}")
+    return dataclasses.replace(PRESETS[preset], **given)
+
+
+def choose_device(wanted: str) -> str:
+    import torch
+
+    from ctxbench.spec import DEVICES
+
+    if wanted not in ("auto", *DEVICES):
+        raise UsageError(f"--device: {wanted!r} is not known; choose from auto, {', '.join(DEVICES)}")
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise UsageError("--device cuda: torch finds no CUDA device here; use --device cpu")
+    if wanted != "auto":
+        return wanted
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def make_run(grid: Grid, threads: int, out: Path | None, fresh: bool, dry_run: bool) -> Run:
+    from ctxbench.runner import Run
+    from ctxbench.store import RunStore
+
+    cells = grid.cells()
+    digest = hashlib.sha256(repr(grid).encode()).hexdigest()[:8]
+    folder = out or RUNS / f"profile-{digest}"
+    store = RunStore(folder) if dry_run else RunStore.create(folder, fresh)
+    return Run(cells, store, grid.device, threads)
+
+
+def execute(run: Run) -> list[Record]:
+    from ctxbench.console import LiveReporter
+
+    with LiveReporter() as reporter:
+        return run.execute(reporter)
+
+
+def finish(records: list[Record], folder: Path, as_json: bool, baseline: str) -> None:
+    """Print the results and leave with the exit code they deserve."""
+    if as_json:
+        click.echo(json.dumps([record.model_dump() for record in records], indent=1, allow_nan=False))
+    else:
+        print_leaderboards(records, baseline)
+        click.echo(f"records: {folder}   page: ctxbench report {folder}")
+    sys.exit(exit_code(records))
+
+
+def print_leaderboards(records: list[Record], baseline: str) -> None:
+    from ctxbench.console import print_tables
+    from ctxbench.report import tables_of
+
+    print_tables(tables_of([record.row for record in records], baseline))
+
+
+def exit_code(records: list[Record]) -> int:
+    from ctxbench.record import FAILED
+
+    return SOME_FAILED if any(record.status in FAILED for record in records) else OK
+
+
+def list_blocks() -> None:
+    import blocks
+    from ctxbench.console import make_console, rich_table
+    from ctxbench.tables import Column, Table
+
+    columns = [
+        Column("block", lambda row: row["name"], numeric=False),
+        Column("family", lambda row: row["family"], numeric=False),
+        Column("complexity", lambda row: row["complexity"], numeric=False),
+        Column("what it does", lambda row: row["summary"], numeric=False),
+    ]
+    rows = [vars(blocks.info(name)) for name in blocks.names()]
+    make_console().print(rich_table(Table(f"{len(rows)} blocks", columns, rows)))
+
+
+def show_block(name: str, bibtex: bool) -> None:
+    import blocks
+    from ctxbench.console import print_pairs
+
+    try:
+        info = blocks.info(name)
+    except blocks.UnknownBlock as error:
+        raise UsageError(str(error)) from None
+    if bibtex:
+        if info.paper is None:
+            raise UsageError(f"block {name!r} comes from no paper")
+        click.echo(info.paper.bibtex)
+        return
+    facts = [
+        ("what it does", info.summary),
+        ("family", info.family),
+        ("complexity", info.complexity),
+        ("formula", info.formula),
+    ]
+    if info.paper is not None:
+        paper = info.paper
+        facts.append(("paper", f"{paper.authors}: {paper.title}. {paper.venue} {paper.year}. {paper.url}"))
+    print_pairs(f"{info.name}: {info.title}", facts)
+    options = [(f"{option.name}={option.default}", option.kind) for option in info.options.values()]
+    print_pairs("\noptions" if options else "\nno options", options)

@@ -1,0 +1,116 @@
+"""What a terminal shows: live progress and tables."""
+
+from __future__ import annotations
+
+import sys
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from ctxbench.record import Record
+from ctxbench.runner import Reporter
+from ctxbench.tables import Table
+
+MIN_PLAIN_WIDTH = 160  # where output is no terminal, so that tables are not broken
+
+
+def make_console(stderr: bool = False) -> Console:
+    file = sys.stderr if stderr else sys.stdout
+    return Console(file=file, width=None if file.isatty() else MIN_PLAIN_WIDTH, highlight=False)
+
+
+class LiveReporter(Reporter):
+    """A progress bar with elapsed and remaining time; without a terminal, a line per cell.
+
+    It writes to standard error, so that the results can be piped.
+    """
+
+    def __init__(self) -> None:
+        self.console = make_console(stderr=True)
+        self.live = self.console.is_terminal
+        self.progress = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=self.console,
+            transient=True,
+        )
+        self.task = self.progress.add_task("", total=None)
+        self.total = self.count = 0
+
+    def __enter__(self) -> LiveReporter:
+        if self.live:
+            self.progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.progress.stop()
+
+    def started(self, total: int, known: int) -> None:
+        self.total, self.count = total, known
+        self.progress.update(self.task, total=total, completed=known)
+        if known:
+            self.say(f"{known} of {total} cells are known already; the rest goes on")
+
+    def working(self, text: str) -> None:
+        self.progress.update(self.task, description=text)
+
+    def finished(self, record: Record) -> None:
+        self.count += 1
+        self.progress.advance(self.task)
+        where = f"{record.spec} {record.height}x{record.width} {record.mode} {record.dtype}"
+        if record.status != "ok":
+            self.say(f"[{self.count}/{self.total}] {where}: {record.status}, {record.reason}")
+        elif not self.live:
+            self.say(f"[{self.count}/{self.total}] {where}")
+
+    def say(self, text: str) -> None:
+        self.console.print(Text(text), soft_wrap=True)
+
+
+def print_tables(tables: list[Table]) -> None:
+    console = make_console()
+    for table in tables:
+        console.print(rich_table(table))
+        for note in table.notes:
+            console.print(Text(f"  {note}"), style="dim")
+        console.print()
+
+
+def rich_table(table: Table) -> RichTable:
+    shown = RichTable(title=Text(table.title), title_justify="left", title_style="bold", header_style="bold")
+    for column in table.columns:
+        shown.add_column(
+            Text(column.title),
+            justify="right" if column.numeric else "left",
+            overflow="fold",
+            min_width=None if not column.numeric else len(column.title.split()[0]),
+        )
+    for row in table.text:
+        shown.add_row(*(Text(cell) for cell in row))
+    return shown
+
+
+def print_pairs(title: str, pairs: list[tuple[str, Any]]) -> None:
+    """A title and what belongs to it, one name and value a line."""
+    console = make_console()
+    console.print(Text(title), style="bold")
+    grid = RichTable.grid(padding=(0, 2))
+    for name, value in pairs:
+        grid.add_row(Text(name), Text(str(value)))
+    console.print(grid)

@@ -1,0 +1,94 @@
+"""The correctness gate: the rules a block must keep before any speed of it is measured."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+import blocks
+
+# Largest relative error (Euclidean norm) against the same block in float64.
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.float16: 1e-1, torch.bfloat16: 1e-1}
+PROBE = (2, 9, 7)  # batch, height, width: small, odd and not square
+
+
+class BrokenRule(Exception):
+    """The rule a block broke, in words."""
+
+
+def check(create: Callable[[], blocks.ContextBlock], device: str, dtype: torch.dtype) -> None:
+    """Try a block on a small input.
+
+    Args:
+        create: builds the block, in float32 on a CPU.
+        device, dtype: where and in what it will be measured.
+
+    Raises:
+        BrokenRule: naming the first rule that it does not keep.
+    """
+    torch.manual_seed(0)
+    block = wake(create()).to(device, dtype)
+    batch, height, width = PROBE
+    x = torch.randn(batch, block.channels, height, width).to(device, dtype)
+    block.eval()
+    check_inference(block, x)
+    check_precision(block, x)
+    check_gradients(block.train(), x)
+
+
+def wake(block: blocks.ContextBlock) -> blocks.ContextBlock:
+    """Give parameters that start at zero a value: behind a closed gate any error would hide."""
+    with torch.no_grad():
+        for parameter in block.parameters():
+            if not parameter.any():
+                parameter.uniform_(0.5, 1.0)
+    return block
+
+
+def check_inference(block: nn.Module, x: Tensor) -> None:
+    before, state = x.clone(), {name: value.clone() for name, value in block.state_dict().items()}
+    with torch.no_grad():
+        y = block(x)
+        require(isinstance(y, Tensor) and y.shape == x.shape, "the output has the shape of the input")
+        require(y.dtype == x.dtype and y.device == x.device, "the output has the input's dtype and device")
+        require(bool(y.isfinite().all()), "the output is finite")
+        require(torch.equal(x, before), "the input is not modified")
+        again, alone = block(x), block(x[:1])
+    tolerance = TOLERANCE[x.dtype]
+    require(relative_error(again, y) <= tolerance, "evaluation repeats its output")
+    require(relative_error(alone, y[:1]) <= tolerance, "images of a batch do not influence one another")
+    kept = all(torch.equal(state[name], value) for name, value in block.state_dict().items())
+    require(kept, "evaluation writes no state")
+
+
+def check_precision(block: nn.Module, x: Tensor) -> None:
+    with torch.no_grad():
+        error = relative_error(block(x), copy.deepcopy(block).double()(x.double()))
+    name = str(x.dtype).removeprefix("torch.")
+    require(error <= TOLERANCE[x.dtype], f"{name} agrees with float64 (relative error {error:.2g})")
+
+
+def check_gradients(block: nn.Module, x: Tensor) -> None:
+    x = x.clone().requires_grad_()
+    y = block(x)
+    y.backward(torch.randn_like(y))
+    for name, tensor in [("the input", x), *block.named_parameters()]:
+        if tensor.requires_grad:
+            require(tensor.grad is not None, f"a gradient reaches {name}")
+            require(bool(tensor.grad.isfinite().all()), f"the gradient of {name} is finite")
+
+
+def require(kept: bool, rule: str) -> None:
+    if not kept:
+        raise BrokenRule(f"broken rule: {rule}")
+
+
+def relative_error(value: Tensor, reference: Tensor) -> float:
+    """|value - reference| / |reference| in float64; infinite where a value is not finite."""
+    value, reference = value.double(), reference.double()
+    if not value.isfinite().all():
+        return float("inf")
+    return float((value - reference).norm() / reference.norm().clamp_min(1e-30))

@@ -1,0 +1,235 @@
+"""Figures of a run: pure functions of its records."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullLocator
+
+from ctxbench.record import METRICS
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+# One hue per family (Okabe and Ito's palette, told apart by colour-blind readers), one marker and
+# line style per block of a family, so that a block looks the same in every figure.
+FAMILY_COLOURS = {
+    "decomposition": "#D55E00",
+    "attention": "#0072B2",
+    "linear attention": "#009E73",
+    "control": "#555555",
+}
+OTHER_COLOURS = ("#CC79A7", "#E69F00", "#56B4E9")
+MARKERS = "osD^vPX*<>hp"
+LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1)), (0, (1, 1)))
+
+STYLE = {
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.grid.which": "major",
+    "grid.color": "#dddddd",
+    "grid.linewidth": 0.6,
+    "lines.linewidth": 1.6,
+    "lines.markersize": 5,
+    "svg.hashsalt": "ctxbench",
+    "svg.fonttype": "none",
+    "figure.constrained_layout.use": True,
+}
+
+
+def styles(frame: pd.DataFrame) -> dict[str, dict[str, Any]]:
+    """Colour, marker and line of every spec in the frame, from the sorted names of its family."""
+    extra = itertools.cycle(OTHER_COLOURS)
+    found = {}
+    for family, members in frame.sort_values("spec").groupby("family"):
+        colour = FAMILY_COLOURS.get(family) or next(extra)
+        for index, spec in enumerate(members["spec"].unique()):
+            found[spec] = {
+                "color": colour,
+                "marker": MARKERS[index % len(MARKERS)],
+                "linestyle": LINES[index % len(LINES)],
+            }
+    return found
+
+
+def figures(frame: pd.DataFrame) -> dict[str, tuple[str, Figure]]:
+    """All figures that the records allow: name -> (caption, figure)."""
+    usable = frame[frame["status"].isin(["ok", "skipped"])]
+    found = {}
+    look = styles(frame)
+    with plt.rc_context(STYLE):
+        for (mode, channels, dtype), members in usable.groupby(["mode", "channels", "dtype"], sort=True):
+            about = f"{'inference' if mode == 'infer' else 'training'}, {channels} channels, {dtype}"
+            key = f"{mode}-{channels}-{dtype}"
+            for column, what in (
+                ("macs", "Multiply-accumulates of one forward"),
+                ("memory_bytes", "Peak memory"),
+                ("latency_ms_median", "Latency, median with its 95 % interval"),
+            ):
+                figure = cost_over_resolution(members, column, look)
+                if figure:
+                    found[f"{column}-{key}"] = (f"{what} over resolution ({about})", figure)
+            figure = latency_against_memory(members, look)
+            if figure:
+                caption = (
+                    f"Latency against peak memory ({about}); the line joins what nothing else beats in both"
+                )
+                found[f"pareto-{key}"] = (caption, figure)
+    return found
+
+
+def cost_over_resolution(frame: pd.DataFrame, column: str, look: dict[str, dict[str, Any]]) -> Figure | None:
+    """One column against the number of pixels, log-log, one line per spec, labelled at its end."""
+    data = frame[frame[column].notna() & (frame[column].astype(float) > 0)]
+    if data["pixels"].nunique() < 2:
+        return None
+    metric = METRICS[column]
+    figure, axes = plt.subplots(figsize=(6.4, 4.2))
+    ends = []
+    for spec, rows in data.groupby("spec", sort=False):
+        # An estimate and a measurement of the same cell agree in cost; the measured row is kept.
+        rows = rows.sort_values(["pixels", "estimated"]).drop_duplicates("pixels")
+        y = rows[column].astype(float) / metric.scale
+        axes.plot(rows["pixels"], y, **look[spec], markeredgecolor="white", markeredgewidth=0.5)
+        if column == "latency_ms_median":
+            low, high = rows["latency_ms_ci_low"].astype(float), rows["latency_ms_ci_high"].astype(float)
+            axes.vlines(rows["pixels"], low, high, color=look[spec]["color"], linewidth=1)
+        ends.append((float(rows["pixels"].iloc[-1]), float(y.iloc[-1]), spec))
+    axes.set(xscale="log", yscale="log", ylabel=metric.title, xlabel="resolution")
+    resolution_ticks(axes, data)
+    plain_numbers(axes)
+    label_ends(axes, ends, look)
+    return figure
+
+
+def latency_against_memory(frame: pd.DataFrame, look: dict[str, dict[str, Any]]) -> Figure | None:
+    """Latency and memory at the largest measured resolution, with the Pareto frontier."""
+    data = frame[frame["latency_ms_median"].notna() & (frame["memory_bytes"] > 0)]
+    if data.empty:
+        return None
+    data = data[data["pixels"] == data["pixels"].max()].drop_duplicates("spec")
+    if len(data) < 2:
+        return None
+    figure, axes = plt.subplots(figsize=(6.4, 4.2))
+    points = []
+    for row in data.to_dict("records"):
+        x, y = row["memory_bytes"] / METRICS["memory_bytes"].scale, row["latency_ms_median"]
+        points.append((x, y, row["spec"]))
+        style = look[row["spec"]] | {"linestyle": "none"}
+        axes.plot([x], [y], **style, markersize=8, markeredgecolor="white")
+    frontier = pareto([(x, y) for x, y, _ in points])
+    axes.step(*zip(*frontier, strict=True), where="post", color="#999999", linewidth=1, zorder=0)
+    axes.set(
+        xscale="log",
+        yscale="log",
+        xlabel=METRICS["memory_bytes"].title,
+        ylabel=METRICS["latency_ms_median"].title,
+        title=f"at {resolution(data.iloc[0])}",
+    )
+    axes.margins(0.15)
+    plain_numbers(axes, both=True)
+    label_points(axes, points, look)
+    return figure
+
+
+def pareto(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The points that no other beats in both coordinates (lower is better), from left to right."""
+    best, frontier = math.inf, []
+    for x, y in sorted(points):
+        if y < best:
+            best = y
+            frontier.append((x, y))
+    return frontier
+
+
+def resolution(row: Any) -> str:
+    return f"{int(row['height'])}x{int(row['width'])}"
+
+
+def resolution_ticks(axes: Axes, data: pd.DataFrame) -> None:
+    shown = data.drop_duplicates("pixels").sort_values("pixels")
+    axes.set_xticks(shown["pixels"], [resolution(row) for row in shown.to_dict("records")])
+    axes.xaxis.set_minor_locator(NullLocator())
+
+
+def plain_numbers(axes: Axes, both: bool = False) -> None:
+    """Ticks like 0.1, 10 and 1,000 instead of powers of ten."""
+    plain = FuncFormatter(lambda value, _: f"{value:,.10g}")
+    for axis in (axes.yaxis, axes.xaxis) if both else (axes.yaxis,):
+        axis.set_major_formatter(plain)
+        axis.set_minor_formatter(FuncFormatter(lambda value, _: ""))
+
+
+def label_ends(axes: Axes, ends: list[tuple[float, float, str]], look: dict[str, dict[str, Any]]) -> None:
+    """Write each line's name to the right of its end, pushed apart where ends crowd."""
+    axes.figure.canvas.draw()
+    bottom, top = axes.get_ylim()
+    span = math.log(top / bottom)
+    gap = 0.048  # a line of text, in parts of the axes' height
+    ends = sorted(ends, key=lambda end: (end[1], end[2]))
+    wanted = [math.log(y / bottom) / span for _, y, _ in ends]
+    places = spread(wanted, gap)
+    for (x, y, spec), place in zip(ends, places, strict=True):
+        axes.annotate(
+            spec,
+            xy=(x, y),
+            xytext=(1.03, place),
+            textcoords="axes fraction",
+            va="center",
+            color=look[spec]["color"],
+            fontsize=8,
+            parse_math=False,
+            arrowprops={"arrowstyle": "-", "color": look[spec]["color"], "lw": 0.5, "alpha": 0.6},
+        )
+
+
+def label_points(axes: Axes, points: list[tuple[float, float, str]], look: dict[str, dict[str, Any]]) -> None:
+    """Write each point's name beside it: names of points of nearly equal height move apart."""
+    bottom, top = axes.get_ylim()
+    span = math.log(top / bottom)
+    points = sorted(points, key=lambda point: (point[1], point[2]))
+    places = spread([math.log(y / bottom) / span for _, y, _ in points], 0.045)
+    for (x, y, spec), place in zip(points, places, strict=True):
+        moved = bottom * math.exp(span * place)
+        axes.annotate(
+            spec,
+            xy=(x, y),
+            xytext=(x * 1.06, moved),
+            va="center",
+            fontsize=8,
+            parse_math=False,
+            color=look[spec]["color"],
+        )
+
+
+def spread(wanted: list[float], gap: float) -> list[float]:
+    """Places as near as can be to the wanted ones (rising), at least `gap` apart.
+
+    Crowded neighbours become a block around their mean; blocks that meet are joined.
+    """
+    blocks: list[list[float]] = []  # each: the wanted places of its members
+    for place in wanted:
+        blocks.append([place])
+        while len(blocks) > 1 and start(blocks[-1], gap) < start(blocks[-2], gap) + gap * len(blocks[-2]):
+            blocks[-2:] = [blocks[-2] + blocks[-1]]
+    return [start(members, gap) + gap * index for members in blocks for index in range(len(members))]
+
+
+def start(members: list[float], gap: float) -> float:
+    """Where a block of names begins so that its middle is the mean of the wanted places."""
+    return sum(members) / len(members) - gap * (len(members) - 1) / 2

@@ -1,0 +1,37 @@
+"""Blocks of the user's own: a Python file that registers them."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import sys
+from pathlib import Path
+
+from ctxbench.errors import UsageError
+
+
+def load(path: Path) -> None:
+    """Run the file, so that what it registers joins the catalogue. It is code: name only what you trust.
+
+    Raises:
+        UsageError: when it is absent or fails; a name that is taken is told with both places.
+    """
+    if not path.is_file():
+        raise UsageError(f"--plugin: no file {path}")
+    import blocks
+
+    blocks.names()  # the catalogue comes first: a clash is then the plug-in's
+    digest = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]
+    name = f"ctxbench_plugin_{path.stem}_{digest}"
+    if name in sys.modules:
+        return
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise UsageError(f"--plugin: {path} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # inspect finds a class's source through it
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[name]
+        raise UsageError(f"--plugin: {path} failed: {type(error).__name__}: {error}") from error

@@ -1,0 +1,96 @@
+"""Numbers printed in papers and model zoos, and how the measured ones compare with them."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+from ctxbench.record import GIGA, MEBI, MIB, Row
+
+TABLE_3_INPUT = {"batch": 1, "channels": 512, "height": 128, "width": 128, "dtype": "float32"}
+TOLERANCE = 0.01  # relative; the printed digits allow no finer judgement
+
+# Published metric of a profile -> column of a record, factor into the printed unit, mode.
+PROFILE_METRICS = {
+    "params": ("params", MEBI, None),
+    "macs": ("macs", GIGA, None),
+    "gpu_memory_infer": ("memory_bytes", MIB, "infer"),
+    "gpu_memory_train": ("memory_bytes", MIB, "train"),
+}
+LABELS = {
+    "params": "parameters (2^20)",
+    "macs": "MACs (10^9)",
+    "gpu_memory_infer": "memory, inference (MiB)",
+    "gpu_memory_train": "memory, training (MiB)",
+}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One published number beside the measured one, in the published unit."""
+
+    method: str
+    spec: str
+    metric: str
+    published: float
+    digits: int
+    measured: float
+    source: str
+    explanation: str
+
+    @property
+    def difference(self) -> float:
+        """Relative to the published number."""
+        return self.measured / self.published - 1
+
+    @property
+    def reproduced(self) -> bool:
+        return abs(self.difference) <= TOLERANCE
+
+
+def folder() -> Path:
+    """Where the CSV files are: in the installed package, or in the checkout's results."""
+    packaged = Path(str(resources.files("ctxbench"))) / "published"
+    return packaged if packaged.is_dir() else Path(__file__).parents[1] / "results" / "published"
+
+
+def load(name: str) -> list[dict[str, str]]:
+    """The rows of a file of published numbers: "paper", "mmseg_zoo", "generation", "explanations"."""
+    with (folder() / f"{name}.csv").open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def compare_profile(rows: list[Row]) -> list[Comparison]:
+    """Records of the paper's Table 3 input, in float32, beside its numbers; in the table's order."""
+    here = [row for row in rows if all(row[name] == value for name, value in TABLE_3_INPUT.items())]
+    why = {(row["spec"], row["metric"]): row["explanation"] for row in load("explanations")}
+    found = []
+    for printed in load("paper"):
+        key = printed["spec"], printed["metric"]
+        measured = measured_value(here, *key) if printed["table"] == "Table 3" else None
+        if measured is not None:
+            found.append(
+                Comparison(
+                    method=printed["method"],
+                    spec=printed["spec"],
+                    metric=printed["metric"],
+                    published=float(printed["value"]),
+                    digits=len(printed["value"].partition(".")[2]),
+                    measured=measured,
+                    source=printed["source"],
+                    explanation=why.get(key, ""),
+                )
+            )
+    return found
+
+
+def measured_value(rows: list[Row], spec: str, metric: str) -> float | None:
+    """The measured number in the published unit; None where there is none to compare."""
+    if metric not in PROFILE_METRICS:
+        return None
+    column, scale, mode = PROFILE_METRICS[metric]
+    values = (row[column] for row in rows if row["spec"] == spec and mode in (None, row["mode"]))
+    value = next((value for value in values if value is not None), None)
+    return None if value is None else value / scale

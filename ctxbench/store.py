@@ -1,0 +1,149 @@
+"""A run's folder: one JSON file per record, written atomically, read with tolerance."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import secrets
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ctxbench.errors import UsageError
+from ctxbench.record import Record, Row
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+MAX_RECORD_BYTES = 8 * 2**20
+TEMPORARY = re.compile(r".*\.tmp-\d+-[0-9a-f]+")
+STALE_AFTER_S = 3600
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """A file that is no record, and why."""
+
+    path: Path
+    reason: str
+
+
+class RunStore:
+    """The folder of one run: `records/<cell id>.json` and `run.json`.
+
+    Several processes may write to it: a record is complete or absent, and the last one wins.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.records = folder / "records"
+
+    @classmethod
+    def create(cls, folder: Path, fresh: bool = False) -> RunStore:
+        """Open the folder for writing; `fresh` removes the records it holds.
+
+        Raises:
+            UsageError: if it is a file or cannot be written to.
+        """
+        store = cls(folder)
+        try:
+            store.records.mkdir(parents=True, exist_ok=True)
+            for path in store.records.iterdir():
+                if fresh and path.suffix == ".json" or _is_stale(path):
+                    path.unlink(missing_ok=True)
+        except FileExistsError as error:
+            raise UsageError(f"{error.filename} is a file; choose another folder with --out") from None
+        except OSError as error:
+            raise UsageError(
+                f"cannot write to {folder}: {error.strerror}; choose another with --out"
+            ) from None
+        return store
+
+    @classmethod
+    def open(cls, folder: Path) -> RunStore:
+        """Open a folder for reading.
+
+        Raises:
+            UsageError: if it is not a run's folder.
+        """
+        store = cls(folder)
+        if not store.records.is_dir():
+            raise UsageError(f"{folder} holds no run; make one with: ctxbench profile --out {folder}")
+        return store
+
+    def write(self, record: Record) -> None:
+        write_atomically(self.records / f"{record.cell_id}.json", record.to_json())
+
+    def write_run(self, about: dict[str, Any]) -> None:
+        """Write what concerns the whole run: its command and the machine."""
+        write_atomically(self.folder / "run.json", json.dumps(about, indent=1, sort_keys=True) + "\n")
+
+    def read(self) -> tuple[list[Record], list[Unreadable]]:
+        """All records, by file name, and the files that are none.
+
+        Raises:
+            UsageError: if the folder itself cannot be read.
+        """
+        try:
+            paths = sorted(self.records.glob("*.json"))
+            os.listdir(self.records)
+        except OSError as error:
+            raise UsageError(f"cannot read {self.records}: {error.strerror}") from None
+        records, unreadable = [], []
+        for path in paths:
+            try:
+                records.append(_read_record(path))
+            except (OSError, ValueError, RecursionError) as error:
+                unreadable.append(Unreadable(path, _first_line(error)))
+        return records, unreadable
+
+
+def to_frame(rows: list[Row]) -> pd.DataFrame:
+    """The rows of records as a table; numbers that were not measured are NaN."""
+    import pandas as pd
+
+    frame = pd.DataFrame(rows)
+    for column in ("macs", "memory_bytes", "latency_ms_median", "latency_ms_ci_low", "latency_ms_ci_high"):
+        frame[column] = frame[column].astype(float)
+    return frame
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace `path` by `text`: whatever happens, it is either old or complete."""
+    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}-{secrets.token_hex(4)}")
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _read_record(path: Path) -> Record:
+    if path.stat().st_size > MAX_RECORD_BYTES:
+        raise ValueError(f"larger than {MAX_RECORD_BYTES} bytes")
+    record = Record.from_json(path.read_text(encoding="utf-8"))
+    if record.cell_id != path.stem:
+        raise ValueError(f"holds cell {record.cell_id}")
+    return record
+
+
+def _first_line(error: Exception) -> str:
+    """What was wrong, on one line."""
+    from pydantic import ValidationError
+
+    if isinstance(error, ValidationError):
+        first = error.errors(include_url=False)[0]
+        return f"{'.'.join(map(str, first['loc'])) or 'record'}: {first['msg']}"
+    return (str(error) or type(error).__name__).splitlines()[0]
+
+
+def _is_stale(path: Path) -> bool:
+    """Whether this is a temporary file that nobody is writing any more."""
+    return bool(TEMPORARY.fullmatch(path.name)) and time.time() - path.stat().st_mtime > STALE_AFTER_S
