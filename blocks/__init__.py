@@ -5,14 +5,14 @@ one: a new file in this folder is found by itself.
 """
 
 from blocks.base import ContextBlock
-from blocks.registry import BlockInfo, Option, Paper, UnknownBlock, create, info, names, register
+from blocks.registry import BlockInfo, Option, Paper, UnknownBlockError, create, info, names, register
 
 __all__ = [
     "BlockInfo",
     "ContextBlock",
     "Option",
     "Paper",
-    "UnknownBlock",
+    "UnknownBlockError",
     "create",
     "info",
     "names",

@@ -1,11 +1,7 @@
-"""Matrix decompositions as differentiable modules: NMF, concept decomposition and vector quantisation.
+"""Matrix decompositions as differentiable modules: NMF, concept decomposition, vector quantisation.
 
-A feature map is read as a matrix X (D, N) whose columns are what is to be explained. It is
-approximated by X ~ bases @ codes^T with a dictionary `bases` (D, R) and `codes` (N, R), R << N.
-Shapes below carry a leading G = B * heads: every image and head has its own matrix.
-
-Source: Geng et al., "Is Attention Better Than Matrix Decomposition?", ICLR 2021, sections 2 and 3;
-NMF's updates are Lee & Seung, "Algorithms for Non-negative Matrix Factorization", NIPS 2000.
+A feature map becomes G = B * heads matrices X (D, N), one for every image and head, which
+`blocks.update_rules` decompose.
 """
 
 from __future__ import annotations
@@ -13,100 +9,27 @@ from __future__ import annotations
 import contextlib
 import math
 from abc import ABC, abstractmethod
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from blocks.base import (
-    batch_mean,
-    full_precision,
-    require_divisible,
-    require_positive,
-    squared_length,
-    unit,
+from blocks.base import batch_mean, full_precision, require_divisible, require_positive, squared_length, unit
+from blocks.update_rules import (
+    EPS,
+    cluster_means,
+    indexed_uniform,
+    inverse_norm,
+    nmf_bases,
+    nmf_codes,
+    ridge_codes,
+    soft_assignment,
 )
 
 Gradient = Literal["one-step", "bptt"]
 Dictionary = Literal["random", "frozen", "learned"]
 
-EPS = 1e-6
 DICTIONARY_MOMENTUM = 0.9  # the weight of the newest bases in a learned dictionary
-
-
-# --- non-negative matrix factorisation -------------------------------------------------------
-
-
-def nmf_codes(x: Tensor, bases: Tensor, codes: Tensor) -> Tensor:
-    """One multiplicative update of the codes: C * (X^T D) / (C D^T D)."""
-    numerator = x.mT @ bases  # (G, N, R)
-    denominator = codes @ (bases.mT @ bases)  # (G, N, R), the R x R Gram matrix first
-    return codes * numerator / (denominator + EPS)
-
-
-def nmf_bases(x: Tensor, bases: Tensor, codes: Tensor) -> Tensor:
-    """One multiplicative update of the bases: D * (X C) / (D C^T C)."""
-    numerator = x @ codes  # (G, D, R)
-    denominator = bases @ (codes.mT @ codes)  # (G, D, R)
-    return bases * numerator / (denominator + EPS)
-
-
-# --- soft clustering: concept decomposition and vector quantisation --------------------------
-
-
-def inverse_norm(x: Tensor, eps: float = 1e-12) -> Tensor:
-    """1 / |column| of x, (G, D, N) -> (G, N, 1); a zero column gets 0, and a gradient of zero."""
-    squared = squared_length(x).mT
-    return torch.where(squared > eps**2, torch.rsqrt(squared.clamp_min(eps**2)), 0)
-
-
-def soft_assignment(x: Tensor, bases: Tensor, scale: Tensor) -> Tensor:
-    """Softmax over the bases of scaled similarities, (G, N, R): every column's codes sum to one.
-
-    With `scale` = inverse temperature / |column| and unit bases the similarity is the cosine.
-    Scaling the N x R product spares a normalised copy of the D x N input.
-    """
-    return torch.softmax(x.mT @ bases * scale, dim=-1)
-
-
-def cluster_means(x: Tensor, codes: Tensor) -> Tensor:
-    """The mean of x's columns under each basis's share of the codes, (G, D, R)."""
-    return x @ (codes / (codes.sum(dim=1, keepdim=True) + EPS))
-
-
-def ridge_codes(x: Tensor, bases: Tensor, ridge: float) -> Tensor:
-    """Codes of least squares with a ridge: X^T D (D^T D + ridge I)^-1.
-
-    The R x R system is solved once, by Cholesky and never below float32, then applied to all codes.
-    """
-    dtype = torch.promote_types(x.dtype, torch.float32)
-    identity = torch.eye(bases.shape[-1], device=x.device, dtype=dtype)
-    gram = (bases.mT @ bases).to(dtype)  # (G, R, R)
-    inverse = torch.cholesky_solve(
-        identity.expand_as(gram), torch.linalg.cholesky_ex(gram + ridge * identity).L
-    )
-    return x.mT @ bases @ inverse.to(x.dtype)
-
-
-# --- a dictionary without state --------------------------------------------------------------
-
-
-def indexed_uniform(shape: tuple[int, ...], device: torch.device) -> Tensor:
-    """Uniform numbers in (0, 1), float32, that are a pure function of their position.
-
-    A dictionary in channel mode has as many rows as the input has pixels, so that it cannot be a
-    buffer; this gives the same one on every device, without a generator's state. The integer hash
-    is the finaliser of MurmurHash3 (public domain), on 32 bits kept in 64.
-    """
-    bits = torch.arange(1, math.prod(shape) + 1, device=device)
-    low32 = 0xFFFFFFFF
-    bits = (bits ^ (bits >> 16)) * 0x85EBCA6B & low32
-    bits = (bits ^ (bits >> 13)) * 0xC2B2AE35 & low32
-    bits = bits ^ (bits >> 16)
-    return (((bits >> 9).float() + 0.5) / 2**23).reshape(shape)
-
-
-# --- the modules -----------------------------------------------------------------------------
 
 
 class Decomposition(nn.Module, ABC):
@@ -161,8 +84,8 @@ class Decomposition(nn.Module, ABC):
 
     @staticmethod
     @abstractmethod
-    def draw(shape: tuple[int, ...], **factory: object) -> Tensor:
-        """Random numbers of the kind this dictionary starts from."""
+    def draw(shape: tuple[int, ...], like: Tensor | None = None) -> Tensor:
+        """Random numbers of the kind this dictionary starts from, on the device and in the dtype of `like`."""
 
     @staticmethod
     @abstractmethod
@@ -212,7 +135,7 @@ class Decomposition(nn.Module, ABC):
         """The dictionary the iterations start from, (G, D, R): unit columns."""
         groups, d, _ = x.shape
         if self.dictionary == "random" and self.training:
-            return unit(self.draw((groups, d, self.rank), device=x.device, dtype=x.dtype))
+            return unit(self.draw((groups, d, self.rank), x))
         bases = self.bases
         if bases is None:
             uniform = indexed_uniform((self.heads, d, self.rank), x.device)
@@ -248,7 +171,9 @@ class Decomposition(nn.Module, ABC):
 class NMF(Decomposition):
     """Non-negative matrix factorisation by multiplicative updates; X must not be negative."""
 
-    draw = staticmethod(torch.rand)
+    @staticmethod
+    def draw(shape: tuple[int, ...], like: Tensor | None = None) -> Tensor:
+        return torch.rand(shape) if like is None else torch.rand(shape, device=like.device, dtype=like.dtype)
 
     @staticmethod
     def from_uniform(uniform: Tensor) -> Tensor:
@@ -273,9 +198,13 @@ class NMF(Decomposition):
 class SoftClustering(Decomposition):
     """What concept decomposition and vector quantisation share: bases are means of soft clusters."""
 
-    draw = staticmethod(torch.randn)
+    @staticmethod
+    def draw(shape: tuple[int, ...], like: Tensor | None = None) -> Tensor:
+        return (
+            torch.randn(shape) if like is None else torch.randn(shape, device=like.device, dtype=like.dtype)
+        )
 
-    def __init__(self, channels: int, *, inv_t: float, **options) -> None:  # type: ignore[no-untyped-def]
+    def __init__(self, channels: int, *, inv_t: float, **options: Any) -> None:
         super().__init__(channels, **options)
         require_positive(inv_t=inv_t)
         self.inv_t = inv_t
@@ -302,7 +231,7 @@ class SoftClustering(Decomposition):
 class CD(SoftClustering):
     """Concept decomposition: spherical soft k-means, then ridge least squares for the codes."""
 
-    def __init__(self, channels: int, *, ridge: float, **options) -> None:  # type: ignore[no-untyped-def]
+    def __init__(self, channels: int, *, ridge: float, **options: Any) -> None:
         super().__init__(channels, **options)
         require_positive(ridge=ridge)
         self.ridge = ridge

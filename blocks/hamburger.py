@@ -9,7 +9,7 @@ The momentum of batch normalisation belongs to a training recipe (HamNet: 3e-4) 
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -77,14 +77,14 @@ class Hamburger(ContextBlock):
                 "dual=True has a view of pixels and one of channels: leave spatial=True, and "
                 "dictionary='random' or 'frozen'"
             )
-        ham_options |= dict(
-            rank=rank,
-            heads=heads,
-            train_steps=train_steps,
-            eval_steps=eval_steps,
-            gradient=gradient,
-            dictionary=dictionary,
-        )
+        ham_options |= {
+            "rank": rank,
+            "heads": heads,
+            "train_steps": train_steps,
+            "eval_steps": eval_steps,
+            "gradient": gradient,
+            "dictionary": dictionary,
+        }
         views = (True, False) if dual else (spatial,)
         width = latent * len(views)
         require_divisible(width, cheese_factor * len(views), "latent channels")
@@ -118,16 +118,15 @@ class Hamburger(ContextBlock):
         """The latent map as the hams explain it, (B, width, H, W)."""
         if self.ham_class is NMF:  # its factors cannot explain negative values
             latent = latent.relu_()
-        if len(self.hams) == 1:
-            return self.hams[0](latent)
-        parts = latent.split(self.latent, dim=1)
-        return torch.cat([ham(part) for ham, part in zip(self.hams, parts, strict=True)], dim=1)
+        views = latent.split(self.latent, dim=1)
+        parts = [ham(view) for ham, view in zip(self.hams, views, strict=True)]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
     def macs(self, height: int, width: int) -> int:
         n, bread = height * width, 2 * self.channels * self.width
         if self.version != "v1":
             bread = self.channels * self.width + self.width * self.narrow + self.narrow * self.channels
-        return n * bread + sum(ham.macs(height, width) for ham in self.hams)
+        return n * bread + sum(cast(Decomposition, ham).macs(height, width) for ham in self.hams)
 
     def param_count(self) -> int:
         c, w, q = self.channels, self.width, self.narrow
@@ -225,7 +224,8 @@ class LightHam(Hamburger):
             dictionary=dictionary,
             spatial=spatial,
         )
-        nn.init.zeros_(self.lower_bread.bias)
+        if self.lower_bread.bias is not None:
+            nn.init.zeros_(self.lower_bread.bias)
 
     def norm(self) -> nn.Module:
         return nn.GroupNorm(math.gcd(32, self.channels), self.channels)

@@ -73,8 +73,9 @@ class NonLocal(ContextBlock):
             self.key = conv1x1(channels, inner)
         if mode == "concat":
             self.pair = conv1x1(2 * inner, 1, bias=False)
-        self.out = nn.Sequential(conv1x1(inner, channels), nn.BatchNorm2d(channels))
-        nn.init.zeros_(self.out[1].weight)  # the block starts as the identity
+        norm = nn.BatchNorm2d(channels)
+        nn.init.zeros_(norm.weight)  # the block starts as the identity
+        self.out = nn.Sequential(conv1x1(inner, channels), norm)
 
     def forward(self, x: Tensor) -> Tensor:
         values = flat(self.pooled(self.value(x)))  # (B, C', M)

@@ -19,7 +19,7 @@ from blocks.base import ContextBlock
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
 
-class UnknownBlock(ValueError):
+class UnknownBlockError(ValueError):
     """A name that no block has; the message offers the nearest one."""
 
 
@@ -166,21 +166,21 @@ def info(name: str) -> BlockInfo:
     """What is known of the block called `name`.
 
     Raises:
-        UnknownBlock: with the nearest name.
+        UnknownBlockError: with the nearest name.
     """
     _discover()
     if name in _catalogue:
         return _catalogue[name]
     near = difflib.get_close_matches(name, names(), n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"known blocks: {', '.join(names())}"
-    raise UnknownBlock(f"unknown block {name!r}; {hint}")
+    raise UnknownBlockError(f"unknown block {name!r}; {hint}")
 
 
 def create(name: str, channels: int, **options: Any) -> ContextBlock:
     """Build the block called `name` for inputs of shape (B, channels, H, W).
 
     Raises:
-        UnknownBlock: no block has this name.
+        UnknownBlockError: no block has this name.
         TypeError: an option the block does not have.
         ValueError: a value that an option does not accept, or channels that do not fit it.
 

@@ -105,6 +105,7 @@ def blocks_command(name: str | None, bibtex: bool, plugins: tuple[Path, ...]) ->
 @plugin_option
 @one_line_errors
 def profile_command(
+    *,
     specs: str | None,
     device: str,
     compiled: bool,
@@ -156,15 +157,15 @@ def report_command(runs: tuple[Path, ...], out: Path, baseline: str | None) -> N
 def demo_command(out: Path) -> None:
     """The tour: profile a few blocks on this machine and write a report; minutes, no download."""
     prepare_torch()
-    from ctxbench.presets import DEMO
+    from ctxbench.presets import DEMO, DEMO_SHOWN
     from ctxbench.report import Report
+    from ctxbench.runner import Run
+    from ctxbench.store import RunStore
 
-    records = []
-    folder = out / "run"
-    for grid in DEMO:
-        run = make_run(dataclasses.replace(grid, device=choose_device("auto")), 1, folder, False, False)
-        records += execute(run)
-    print_leaderboards(records, "self-attn")
+    device, folder = choose_device("auto"), out / "run"
+    cells = [cell for grid in DEMO for cell in dataclasses.replace(grid, device=device).cells()]
+    records = execute(Run(cells, RunStore.create(folder), device, threads=1))
+    print_leaderboards([record for record in records if record.height in DEMO_SHOWN], baseline="self-attn")
     click.echo(f"report: {Report.of([folder]).write(out)}")
     sys.exit(exit_code(records))
 
@@ -188,7 +189,7 @@ def make_grid(preset: str | None, **axes: str | None) -> Grid:
     from ctxbench.presets import PRESETS
     from ctxbench.spec import Grid
 
-    given = {name: value for name, value in axes.items() if value is not None}
+    given: dict[str, Any] = {name: value for name, value in axes.items() if value is not None}
     if preset is None:
         if "blocks" not in given:
             raise UsageError("--blocks is missing; name some, for example: --blocks ham-nmf,self-attn")
@@ -274,7 +275,7 @@ def show_block(name: str, bibtex: bool) -> None:
 
     try:
         info = blocks.info(name)
-    except blocks.UnknownBlock as error:
+    except blocks.UnknownBlockError as error:
         raise UsageError(str(error)) from None
     if bibtex:
         if info.paper is None:

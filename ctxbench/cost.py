@@ -21,15 +21,47 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+import blocks
 from ctxbench.meta import meta_tensors
 from ctxbench.spec import Cell
 
 # Operators that make or move data and calculate nothing.
-NO_ARITHMETIC = frozenset(
-    "_to_copy _unsafe_view alias arange cat clone contiguous copy_ detach device empty empty_like expand eye fill_ full "
-    "lift_fresh masked_fill max_pool2d_with_indices_backward new_empty new_zeros ones ones_like "
-    "rand randn randn_like repeat scalar_tensor select_backward slice_backward zero_ zeros zeros_like".split()
-)
+NO_ARITHMETIC = {
+    "_to_copy",
+    "_unsafe_view",
+    "alias",
+    "arange",
+    "cat",
+    "clone",
+    "contiguous",
+    "copy_",
+    "detach",
+    "device",
+    "empty",
+    "empty_like",
+    "expand",
+    "eye",
+    "fill_",
+    "full",
+    "lift_fresh",
+    "masked_fill",
+    "max_pool2d_with_indices_backward",
+    "new_empty",
+    "new_zeros",
+    "ones",
+    "ones_like",
+    "promote_types",
+    "rand",
+    "randn",
+    "randn_like",
+    "repeat",
+    "scalar_tensor",
+    "select_backward",
+    "slice_backward",
+    "zero_",
+    "zeros",
+    "zeros_like",
+}
 
 # The operator into which fused attention, and nothing else, falls apart on meta tensors.
 FUSED_ATTENTION_ON_META = "safe_softmax"
@@ -94,7 +126,7 @@ def default_dtype(dtype: torch.dtype) -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
-def trace(block: nn.Module, x: Tensor, gradient: Tensor | None) -> Cost:
+def trace(block: blocks.ContextBlock, x: Tensor, gradient: Tensor | None) -> Cost:
     """Run `block` once on (fake, meta or real) tensors under the counters.
 
     Args:
@@ -218,8 +250,9 @@ def count_with_fvcore(block: nn.Module, x: Tensor) -> FvcoreCount:
         analysis = FlopCountAnalysis(block, x)
         analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
         try:
+            total = int(analysis.total())
             missed = {name: calls for name, calls in analysis.unsupported_ops().items() if is_heavy(name)}
-            return FvcoreCount(int(analysis.total()), dict(sorted(missed.items())))
+            return FvcoreCount(total, dict(sorted(missed.items())))
         except Exception as error:  # what the tracer cannot follow is a finding, not a failed cell
             return FvcoreCount(None, {f"failed: {type(error).__name__}": 1})
 

@@ -15,7 +15,7 @@ TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.float16: 1e-1, torc
 PROBE = (2, 9, 7)  # batch, height, width: small, odd and not square
 
 
-class BrokenRule(Exception):
+class BrokenRuleError(Exception):
     """The rule a block broke, in words."""
 
 
@@ -27,7 +27,7 @@ def check(create: Callable[[], blocks.ContextBlock], device: str, dtype: torch.d
         device, dtype: where and in what it will be measured.
 
     Raises:
-        BrokenRule: naming the first rule that it does not keep.
+        BrokenRuleError: naming the first rule that it does not keep.
     """
     torch.manual_seed(0)
     block = wake(create()).to(device, dtype)
@@ -77,13 +77,15 @@ def check_gradients(block: nn.Module, x: Tensor) -> None:
     y.backward(torch.randn_like(y))
     for name, tensor in [("the input", x), *block.named_parameters()]:
         if tensor.requires_grad:
-            require(tensor.grad is not None, f"a gradient reaches {name}")
-            require(bool(tensor.grad.isfinite().all()), f"the gradient of {name} is finite")
+            gradient = tensor.grad
+            if gradient is None:
+                raise BrokenRuleError(f"broken rule: a gradient reaches {name}")
+            require(bool(gradient.isfinite().all()), f"the gradient of {name} is finite")
 
 
 def require(kept: bool, rule: str) -> None:
     if not kept:
-        raise BrokenRule(f"broken rule: {rule}")
+        raise BrokenRuleError(f"broken rule: {rule}")
 
 
 def relative_error(value: Tensor, reference: Tensor) -> float:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ctxbench import gate
 from ctxbench.cost import count_with_fvcore
@@ -105,7 +105,7 @@ class Subject:
     """A cell's block with its input, ready to be called again and again.
 
     Raises:
-        gate.BrokenRule: when the block does not pass the correctness gate.
+        gate.BrokenRuleError: when the block does not pass the correctness gate.
     """
 
     def __init__(self, cell: Cell) -> None:
@@ -116,7 +116,7 @@ class Subject:
         torch.manual_seed(cell.seed)
         gate.check(cell.create, cell.device, dtype)
         self.eager = cell.create().to(device, dtype)
-        self.block: nn.Module = torch.compile(self.eager) if cell.compiled else self.eager
+        self.block: Callable[[Tensor], Tensor] = torch.compile(self.eager) if cell.compiled else self.eager
         self.x = torch.randn(cell.shape).to(device, dtype).requires_grad_(cell.training)
         self.gradient = torch.randn(cell.shape).to(device, dtype) if cell.training else None
         self.clock = cuda_clock(device) if device.type == "cuda" else cpu_clock
@@ -142,7 +142,7 @@ class Subject:
         self.tidy()
         with torch.no_grad():
             if not self.block(self.x.detach()).isfinite().all():
-                raise gate.BrokenRule("broken rule: the output is finite at full size")
+                raise gate.BrokenRuleError("broken rule: the output is finite at full size")
         self.memory_bytes = self.allocator_peak()
         self.fvcore = None if self.cell.compiled else count_with_fvcore(self.eager, self.x.detach())
         calls, seconds = WARM_UP[self.cell.device]
@@ -194,7 +194,10 @@ class Subject:
         """The measured columns of the record."""
         wall, cpu = self.wall, median([sample.cpu_ms for sample in self.samples]).value
         own, unit = (wall.value, reference.wall_ms) if self.cell.device == "cuda" else (cpu, reference.cpu_ms)
-        return {
+        memory = {}
+        if self.memory_bytes is not None:
+            memory = {"memory_measured_bytes": self.memory_bytes, "memory_source": "allocator"}
+        return memory | {
             "latency_ms_median": wall.value,
             "latency_ms_ci_low": wall.low,
             "latency_ms_ci_high": wall.high,
@@ -206,7 +209,6 @@ class Subject:
             "images_per_s": 1000 * self.cell.batch / wall.value if wall.value else None,
             "latency_samples_json": json.dumps([round(sample.wall_ms, 4) for sample in self.samples]),
             "load_average": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
-            "memory_measured_bytes": self.memory_bytes,
             "macs_fvcore": self.fvcore and self.fvcore.macs,
             "fvcore_missed_json": self.fvcore and json.dumps(self.fvcore.missed_ops),
         }
@@ -278,7 +280,7 @@ def no_garbage_collection() -> Iterator[None]:
 def failure(error: Exception) -> Outcome:
     """The outcome of a cell whose block raised `error`; nothing measured of it is kept."""
     reason = (str(error) or type(error).__name__).strip().splitlines()[0]
-    if isinstance(error, gate.BrokenRule):
+    if isinstance(error, gate.BrokenRuleError):
         return Outcome("invalid", {"reason": reason})
     status = "oom" if is_out_of_memory(error) else "error"
     return Outcome(status, {"reason": reason, "error_type": type(error).__name__})

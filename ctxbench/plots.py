@@ -5,16 +5,12 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import matplotlib
-
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
 from ctxbench.record import METRICS
 
@@ -33,7 +29,8 @@ OTHER_COLOURS = ("#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = "osD^vPX*<>hp"
 LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1)), (0, (1, 1)))
 
-STYLE = {
+SIZE = (6.4, 4.2)  # inches
+STYLE: dict[str, Any] = {
     "font.size": 9,
     "axes.titlesize": 10,
     "axes.titleweight": "bold",
@@ -57,7 +54,7 @@ def styles(frame: pd.DataFrame) -> dict[str, dict[str, Any]]:
     extra = itertools.cycle(OTHER_COLOURS)
     found = {}
     for family, members in frame.sort_values("spec").groupby("family"):
-        colour = FAMILY_COLOURS.get(family) or next(extra)
+        colour = FAMILY_COLOURS.get(str(family)) or next(extra)
         for index, spec in enumerate(members["spec"].unique()):
             found[spec] = {
                 "color": colour,
@@ -72,7 +69,7 @@ def figures(frame: pd.DataFrame) -> dict[str, tuple[str, Figure]]:
     usable = frame[frame["status"].isin(["ok", "skipped"])]
     found = {}
     look = styles(frame)
-    with plt.rc_context(STYLE):
+    with matplotlib.rc_context(cast(Any, STYLE)):
         for (mode, channels, dtype), members in usable.groupby(["mode", "channels", "dtype"], sort=True):
             about = f"{'inference' if mode == 'infer' else 'training'}, {channels} channels, {dtype}"
             key = f"{mode}-{channels}-{dtype}"
@@ -99,11 +96,13 @@ def cost_over_resolution(frame: pd.DataFrame, column: str, look: dict[str, dict[
     if data["pixels"].nunique() < 2:
         return None
     metric = METRICS[column]
-    figure, axes = plt.subplots(figsize=(6.4, 4.2))
+    figure = Figure(figsize=SIZE)
+    axes = figure.subplots()
     ends = []
-    for spec, rows in data.groupby("spec", sort=False):
+    for name, members in data.groupby("spec", sort=False):
+        spec = str(name)
         # An estimate and a measurement of the same cell agree in cost; the measured row is kept.
-        rows = rows.sort_values(["pixels", "estimated"]).drop_duplicates("pixels")
+        rows = members.sort_values(["pixels", "estimated"]).drop_duplicates("pixels")
         y = rows[column].astype(float) / metric.scale
         axes.plot(rows["pixels"], y, **look[spec], markeredgecolor="white", markeredgewidth=0.5)
         if column == "latency_ms_median":
@@ -125,15 +124,14 @@ def latency_against_memory(frame: pd.DataFrame, look: dict[str, dict[str, Any]])
     data = data[data["pixels"] == data["pixels"].max()].drop_duplicates("spec")
     if len(data) < 2:
         return None
-    figure, axes = plt.subplots(figsize=(6.4, 4.2))
+    figure = Figure(figsize=SIZE)
+    axes = figure.subplots()
     points = []
     for row in data.to_dict("records"):
         x, y = row["memory_bytes"] / METRICS["memory_bytes"].scale, row["latency_ms_median"]
         points.append((x, y, row["spec"]))
         style = look[row["spec"]] | {"linestyle": "none"}
         axes.plot([x], [y], **style, markersize=8, markeredgecolor="white")
-    frontier = pareto([(x, y) for x, y, _ in points])
-    axes.step(*zip(*frontier, strict=True), where="post", color="#999999", linewidth=1, zorder=0)
     axes.set(
         xscale="log",
         yscale="log",
@@ -143,8 +141,16 @@ def latency_against_memory(frame: pd.DataFrame, look: dict[str, dict[str, Any]])
     )
     axes.margins(0.15)
     plain_numbers(axes, both=True)
+    draw_frontier(axes, pareto([(x, y) for x, y, _ in points]))
     label_points(axes, points, look)
     return figure
+
+
+def draw_frontier(axes: Axes, frontier: list[tuple[float, float]]) -> None:
+    """Join the frontier by steps, and carry it on to the edges of the axes."""
+    right, top = axes.get_xlim()[1], axes.get_ylim()[1]
+    x, y = zip(*frontier, strict=True)
+    axes.step([x[0], *x, right], [top, *y, y[-1]], where="post", color="#999999", linewidth=1, zorder=0)
 
 
 def pareto(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -168,11 +174,13 @@ def resolution_ticks(axes: Axes, data: pd.DataFrame) -> None:
 
 
 def plain_numbers(axes: Axes, both: bool = False) -> None:
-    """Ticks like 0.1, 10 and 1,000 instead of powers of ten."""
-    plain = FuncFormatter(lambda value, _: f"{value:,.10g}")
+    """Ticks like 0.1, 10 and 1,000 instead of powers of ten; also 2 and 5 where there are few."""
     for axis in (axes.yaxis, axes.xaxis) if both else (axes.yaxis,):
-        axis.set_major_formatter(plain)
-        axis.set_minor_formatter(FuncFormatter(lambda value, _: ""))
+        low, high = axis.get_view_interval()
+        steps = (1, 2, 5) if high < 200 * low else (1,)
+        axis.set_major_locator(LogLocator(subs=steps))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
+        axis.set_minor_formatter(NullFormatter())
 
 
 def label_ends(axes: Axes, ends: list[tuple[float, float, str]], look: dict[str, dict[str, Any]]) -> None:

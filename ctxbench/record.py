@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION: Literal[1] = 1
 
 Status = Literal["ok", "skipped", "oom", "timeout", "crashed", "error", "invalid"]
 FAILED: tuple[Status, ...] = ("oom", "timeout", "crashed", "error", "invalid")

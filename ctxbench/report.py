@@ -76,7 +76,6 @@ class Report:
             svg = as_svg(figure)
             write_atomically(folder / f"{name}.svg", svg)
             figure.savefig(folder / f"{name}.png", dpi=150, metadata={"Software": None})
-            plots.plt.close(figure)
             pictures.append(Picture(name, caption, inline_svg(svg, name)))
         return pictures
 

@@ -97,10 +97,11 @@ def outcomes(
                 to_measure.append(cell)
         if to_measure:
             where = describe(to_measure[0], block=False)
-            measured = measure.group(
-                to_measure, threads, lambda text, where=where: reporter.working(f"{where}: {text}")
-            )
-            for cell, outcome in measured:
+
+            def on_round(text: str, where: str = where) -> None:
+                reporter.working(f"{where}: {text}")
+
+            for cell, outcome in measure.group(to_measure, threads, on_round):
                 outcome.columns["wall_s"] = time.perf_counter() - start
                 yield cell, costs[cell], outcome
 
@@ -158,40 +159,40 @@ def refuse_other_environment(records: list[Record], columns: dict[str, Any]) -> 
 def make_record(
     cell: Cell, cost: Cost | None, outcome: Outcome, columns: dict[str, Any], run_id: str
 ) -> Record:
-    costs: dict[str, Any] = {}
-    if cost is not None:
-        costs = {
-            "params": cost.params,
-            "macs_counted": cost.macs_counted,
-            "macs_formula": cost.macs_formula,
-            "macs_backward": cost.macs_backward,
-            "uncounted_ops_json": json.dumps(cost.uncounted_ops),
-            "memory_predicted_bytes": cost.memory_bytes,
-        }
-    measured_memory = outcome.columns.get("memory_measured_bytes")
-    source = None if cost is None else "predicted" if measured_memory is None else "allocator"
-    return Record(
-        cell_id=cell.id,
-        run_id=run_id,
-        created_utc=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        kind="profile",
-        block=cell.block,
-        spec=cell.label,
-        family=blocks.info(cell.block).family,
-        options_json=json.dumps(dict(cell.options)),
-        seed=cell.seed,
-        estimated=cell.estimated,
-        batch=cell.batch,
-        channels=cell.channels,
-        height=cell.height,
-        width=cell.width,
-        dtype=cell.dtype,
-        mode=cell.mode,
-        compiled=cell.compiled,
-        device_type=cell.device,
-        status=outcome.status,
-        memory_source=source,
-        **costs,
-        **outcome.columns,
-        **columns,
-    )
+    fields: dict[str, Any] = {
+        "cell_id": cell.id,
+        "run_id": run_id,
+        "created_utc": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "kind": "profile",
+        "block": cell.block,
+        "spec": cell.label,
+        "family": blocks.info(cell.block).family,
+        "options_json": json.dumps(dict(cell.options)),
+        "seed": cell.seed,
+        "estimated": cell.estimated,
+        "batch": cell.batch,
+        "channels": cell.channels,
+        "height": cell.height,
+        "width": cell.width,
+        "dtype": cell.dtype,
+        "mode": cell.mode,
+        "compiled": cell.compiled,
+        "device_type": cell.device,
+        "status": outcome.status,
+    }
+    return Record(**(fields | cost_columns(cost) | outcome.columns | columns))
+
+
+def cost_columns(cost: Cost | None) -> dict[str, Any]:
+    """The columns that need no execution; none if even they could not be had."""
+    if cost is None:
+        return {}
+    return {
+        "params": cost.params,
+        "macs_counted": cost.macs_counted,
+        "macs_formula": cost.macs_formula,
+        "macs_backward": cost.macs_backward,
+        "uncounted_ops_json": json.dumps(cost.uncounted_ops),
+        "memory_predicted_bytes": cost.memory_bytes,
+        "memory_source": "predicted",
+    }

@@ -52,7 +52,7 @@ class RunStore:
         try:
             store.records.mkdir(parents=True, exist_ok=True)
             for path in store.records.iterdir():
-                if fresh and path.suffix == ".json" or _is_stale(path):
+                if (fresh and path.suffix == ".json") or _is_stale(path):
                     path.unlink(missing_ok=True)
         except FileExistsError as error:
             raise UsageError(f"{error.filename} is a file; choose another folder with --out") from None
@@ -88,8 +88,7 @@ class RunStore:
             UsageError: if the folder itself cannot be read.
         """
         try:
-            paths = sorted(self.records.glob("*.json"))
-            os.listdir(self.records)
+            paths = sorted(path for path in self.records.iterdir() if path.suffix == ".json")
         except OSError as error:
             raise UsageError(f"cannot read {self.records}: {error.strerror}") from None
         records, unreadable = [], []
@@ -115,7 +114,7 @@ def write_atomically(path: Path, text: str) -> None:
     """Replace `path` by `text`: whatever happens, it is either old or complete."""
     temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}-{secrets.token_hex(4)}")
     try:
-        with open(temporary, "w", encoding="utf-8") as file:
+        with temporary.open("w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from decimal import Decimal
 from typing import Any
 
 from ctxbench.published import LABELS, Comparison
@@ -39,16 +40,16 @@ class Table:
         return [[column.cell(row) for column in self.columns] for row in self.rows]
 
 
-def number(value: Any) -> str:
-    """Four significant digits, without an exponent; a dash for what was not measured."""
+def number(value: float | None, digits: int = 4) -> str:
+    """So many significant digits, without an exponent; a dash for what was not measured."""
     if value is None:
         return MISSING
     if value == 0:
         return "0"
     if abs(value) >= 1000:
         return f"{value:,.0f}"
-    digits = f"{value:.4g}"
-    return f"{value:.6f}".rstrip("0") if "e" in digits else digits
+    short = f"{value:.{digits}g}"
+    return short if "e" not in short else f"{Decimal(short):f}"
 
 
 def metric_column(name: str, title: str | None = None) -> Column:
@@ -72,7 +73,7 @@ def latency(row: Row) -> str:
 
 
 def times(row: Row) -> str:
-    return MISSING if row["ratio"] is None else f"{row['ratio']:.3g}"
+    return number(row["ratio"], 3)
 
 
 def flags(row: Row) -> str:

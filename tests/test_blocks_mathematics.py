@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from blocks import ContextBlock, create
 from blocks.ccnet import criss_cross
-from blocks.decomposition import NMF, Decomposition, indexed_uniform, nmf_bases, nmf_codes, soft_assignment
+from blocks.decomposition import NMF, Decomposition
+from blocks.update_rules import indexed_uniform, nmf_bases, nmf_codes, soft_assignment
 from tests import references
 from tests.references import Array
 

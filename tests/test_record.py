@@ -1,0 +1,198 @@
+"""A record survives the way to disk and back, and what is no record is refused."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from ctxbench.record import METRICS, Record
+
+IDENTITY: dict[str, Any] = {
+    "cell_id": "0123456789abcdef",
+    "run_id": "a-run",
+    "created_utc": "2025-01-02T03:04:05+00:00",
+    "kind": "profile",
+    "block": "ham-nmf",
+    "spec": "ham-nmf",
+    "family": "decomposition",
+    "options_json": "{}",
+    "seed": 0,
+    "estimated": False,
+    "batch": 1,
+    "channels": 16,
+    "height": 8,
+    "width": 8,
+    "dtype": "float32",
+    "mode": "infer",
+    "compiled": False,
+    "device_type": "cpu",
+    "device_name": "a processor",
+    "status": "ok",
+    "ctxbench_version": "0.1.0",
+    "git_commit": None,
+    "git_dirty": None,
+    "python": "3.11.0",
+    "torch": "2.13.0",
+    "cuda": None,
+    "cudnn": None,
+    "driver": None,
+    "cpu": "a processor",
+    "threads": 1,
+    "tf32": False,
+    "env_hash": "0123456789ab",
+}
+MEASURED: dict[str, Any] = {
+    "params": 2**20,
+    "macs_counted": 2_000_000_000,
+    "macs_formula": 2_000_000_000,
+    "memory_predicted_bytes": 3 * 2**20,
+    "memory_source": "predicted",
+    "latency_ms_median": 4.0,
+    "latency_ms_ci_low": 3.9,
+    "latency_ms_ci_high": 4.1,
+    "latency_cpu_ms_median": 4.0,
+    "latency_ref_ratio": 0.5,
+    "iterations": 10,
+    "converged": True,
+}
+
+
+def make_record(**fields: Any) -> Record:
+    """A record of a measured cell with these fields changed; also used by the tests of what reads records."""
+    return Record(**(IDENTITY | MEASURED | fields))
+
+
+def failed_record(status: str, reason: str, **fields: Any) -> Record:
+    """A record of a cell of which nothing was measured."""
+    return Record(**(IDENTITY | {"status": status, "reason": reason} | fields))
+
+
+count = st.integers(0, 2**70) | st.none()
+amount = st.floats(0, allow_nan=False, allow_infinity=False) | st.none()
+score = st.floats(allow_nan=False, allow_infinity=False) | st.none()
+text = st.text() | st.none()
+records = st.builds(
+    make_record,
+    cell_id=st.text("0123456789abcdef", min_size=16, max_size=16),
+    block=st.text(),
+    spec=st.text(),
+    options_json=st.text(),
+    seed=st.integers(),
+    status=st.sampled_from(["ok", "skipped", "oom", "timeout", "crashed", "error", "invalid"]),
+    reason=text,
+    wall_s=amount,
+    params=count,
+    macs_counted=count,
+    latency_ms_median=amount,
+    images_per_s=amount,
+    converged=st.booleans() | st.none(),
+    miou=score,
+    fid=score,
+)
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(records)
+def test_every_record_survives_the_way_through_json(record: Record) -> None:
+    assert Record.from_json(record.to_json()) == record
+
+
+def test_a_record_is_a_flat_row_that_any_json_reader_can_read() -> None:
+    fields = json.loads(make_record().to_json())
+    assert fields["schema_version"] == 1
+    assert not any(isinstance(value, (dict, list)) for value in fields.values())
+
+
+def test_what_was_not_measured_is_null_and_never_zero() -> None:
+    fields = json.loads(failed_record("error", "it broke").to_json())
+    measured = [name for name in fields if name.startswith(("macs", "memory", "latency", "params"))]
+    assert len(measured) > 10
+    assert [name for name in measured if fields[name] is not None] == []
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"latency_ms_median": float("nan")}, "NaN"),
+        ({"latency_ms_median": float("inf")}, "Infinity"),
+        ({"latency_ms_median": float("-inf")}, "-Infinity"),
+        ({"fid": float("nan")}, "NaN"),
+        ({"schema_version": 2}, "schema version 2, not 1"),
+        ({"schema_version": None}, "schema version None, not 1"),
+        ({"schema_version": "1"}, "schema version '1', not 1"),
+        ({"colour": "red"}, "colour"),
+        ({"params": "12"}, "params"),
+        ({"params": 12.0}, "params"),
+        ({"params": True}, "params"),
+        ({"params": -1}, "params"),
+        ({"latency_ms_median": -1.0}, "latency_ms_median"),
+        ({"latency_ms_median": "4"}, "latency_ms_median"),
+        ({"converged": 1}, "converged"),
+        ({"block": None}, "block"),
+        ({"block": ["none"]}, "block"),
+        ({"status": "fine"}, "status"),
+        ({"mode": "test"}, "mode"),
+        ({"cell_id": "../../etc/passwd"}, "cell_id"),
+        ({"cell_id": "0123456789ABCDEF"}, "cell_id"),
+        ({"cell_id": "0123456789abcdef\n"}, "cell_id"),
+    ],
+    ids=str,
+)
+def test_a_wrong_field_is_refused_and_named(change: dict[str, Any], reason: str) -> None:
+    fields = json.loads(make_record().to_json()) | change
+    with pytest.raises(ValueError, match=reason):
+        Record.from_json(json.dumps(fields))
+
+
+def test_a_number_too_large_for_a_float_is_refused() -> None:
+    broken = make_record().to_json().replace('"latency_ms_median": 4.0', '"latency_ms_median": 1e999')
+    assert "1e999" in broken
+    with pytest.raises(ValueError, match="latency_ms_median"):
+        Record.from_json(broken)
+
+
+def test_a_missing_field_is_refused_and_named() -> None:
+    fields = json.loads(make_record().to_json())
+    del fields["torch"]
+    with pytest.raises(ValueError, match="torch"):
+        Record.from_json(json.dumps(fields))
+
+
+@pytest.mark.parametrize("broken", ["", "{", "null", "[]", "1", '"text"', "{}", '{"a": 1}', "\0"])
+def test_what_is_no_record_at_all_is_refused(broken: str) -> None:
+    with pytest.raises(ValueError):  # each kind of damage has words of its own
+        Record.from_json(broken)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(st.data())
+def test_a_truncated_record_is_refused_wherever_it_ends(data: st.DataObject) -> None:
+    whole = make_record().to_json().rstrip()
+    end = data.draw(st.integers(0, len(whole) - 1))
+    with pytest.raises(ValueError, match=r"."):
+        Record.from_json(whole[:end])
+
+
+def test_a_record_does_not_change_once_it_is_made() -> None:
+    with pytest.raises(ValidationError):
+        make_record().status = "error"
+
+
+def test_measured_memory_is_shown_before_predicted_memory_even_if_it_is_zero() -> None:
+    assert make_record().row["memory_bytes"] == 3 * 2**20
+    assert make_record(memory_measured_bytes=7, memory_source="allocator").row["memory_bytes"] == 7
+    assert make_record(memory_measured_bytes=0, memory_source="allocator").row["memory_bytes"] == 0
+
+
+def test_every_metric_that_is_shown_is_a_column_with_a_unit() -> None:
+    row = make_record().row
+    for name, metric in METRICS.items():
+        assert name in row
+        assert metric.label
+        assert metric.scale > 0
+        assert metric.unit in metric.title
