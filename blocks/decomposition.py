@@ -35,17 +35,7 @@ DICTIONARY_MOMENTUM = 0.9  # the weight of the newest bases in a learned diction
 class Decomposition(nn.Module, ABC):
     """Reconstructs a feature map (B, C, H, W) from the low-rank decomposition it computes.
 
-    Args:
-        channels: C.
-        rank: number R of bases.
-        heads: splits of the channels, each decomposed alone.
-        train_steps, eval_steps: iterations T in training and in evaluation.
-        gradient: "bptt" differentiates through all iterations; "one-step" takes the result of the
-            iterations as a constant and differentiates the last update of the codes alone.
-        dictionary: where the first bases come from. "random": drawn for every image and head at
-            each training forward, fixed in evaluation; "frozen": always the same; "learned": a
-            moving average of the final bases, updated in training only.
-        spatial: True: columns of X are pixels; False: columns are channels.
+    The options are those of `blocks.hamburger.Hamburger`.
 
     Raises:
         ValueError: for sizes that are not above zero, channels that `heads` does not divide, or a

@@ -40,7 +40,15 @@ class Hamburger(ContextBlock):
         channels: C of the input.
         version: "v1", "v2" or "v2+".
         latent: width d between the breads, all heads together; None: `channels`.
-        rank, heads, train_steps, eval_steps, gradient, dictionary, spatial: see `Decomposition`.
+        rank: number r of bases.
+        heads: splits of the latent width, each decomposed alone.
+        train_steps, eval_steps: iterations in training and in evaluation.
+        gradient: "bptt" differentiates through all iterations; "one-step" takes the result of the
+            iterations as a constant and differentiates the last update of the codes alone.
+        dictionary: where the first bases come from. "random": drawn for every image and head at
+            each training forward, fixed in evaluation; "frozen": always the same; "learned": a
+            moving average of the final bases, updated in training only.
+        spatial: True: the columns that are explained are pixels; False: they are channels.
         cheese_factor: by how much the cheese narrows the latent width ("v2+").
         dual: two hams side by side, one of pixels and one of channels, `latent` wide each ("v2+").
 
@@ -159,7 +167,7 @@ class HamNMF(Hamburger):
     paper=HAMBURGER,
 )
 class HamCD(Hamburger):
-    """Also `inv_t`, the inverse temperature of the assignment, and `ridge` of the least squares."""
+    """Args: inv_t: inverse temperature of the assignment. ridge: of the least squares."""
 
     ham_class = CD
 
@@ -177,7 +185,7 @@ class HamCD(Hamburger):
     paper=HAMBURGER,
 )
 class HamVQ(Hamburger):
-    """Also `inv_t`, the inverse temperature of the assignment."""
+    """Args: inv_t: inverse temperature of the assignment."""
 
     ham_class = VQ
 

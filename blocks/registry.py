@@ -16,6 +16,7 @@ from typing import Any, Literal, TypeVar
 
 from blocks.base import ContextBlock
 
+KINDS = {int: "a whole number", float: "a number", bool: "True or False", NoneType: "None"}
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
 
@@ -51,8 +52,8 @@ class Option:
     def kind(self) -> str:
         """The accepted values, in words."""
         if self.choices:
-            return " | ".join(map(str, self.choices))
-        return " | ".join("None" if kind is NoneType else kind.__name__ for kind in self._types())
+            return ", ".join(map(str, self.choices[:-1])) + f" or {self.choices[-1]}"
+        return " or ".join(KINDS.get(kind, kind.__name__) for kind in self._types())
 
     def _types(self) -> tuple[type, ...]:
         if isinstance(self.annotation, UnionType):

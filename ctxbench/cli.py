@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import hashlib
+import inspect
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,42 +32,43 @@ plugin_option = click.option(
 )
 
 
-class OneLine(click.ClickException):
-    """A user's mistake, told in one line."""
+class Program(click.Group):
+    """A group whose mistakes are told in one line, whoever found them."""
 
-    exit_code = WRONG_USAGE
-
-    def show(self, file: Any = None) -> None:
-        click.echo(f"ctxbench: {' '.join(self.message.split())}", err=True)
-
-
-def one_line_errors(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Turn mistakes into one line and exit code 2, and an interrupt into 130."""
-
-    @functools.wraps(command)
-    def wrapped(*args: Any, **kwargs: Any) -> Any:
+    def main(self, *args: Any, **extra: Any) -> Any:
         try:
-            return command(*args, **kwargs)
-        except UsageError as error:
-            raise OneLine(str(error)) from None
-        except KeyboardInterrupt:
-            click.echo("ctxbench: interrupted; the same command goes on from here", err=True)
-            sys.exit(INTERRUPTED)
+            code = super().main(*args, **(extra | {"standalone_mode": False}))
+        except (click.ClickException, UsageError) as error:
+            message = error.format_message() if isinstance(error, click.ClickException) else str(error)
+            code = say(message, WRONG_USAGE)
+        except click.Abort:
+            code = say("interrupted; the same command goes on from here", INTERRUPTED)
+        except OSError as error:
+            code = say(f"{error.filename or 'writing'}: {error.strerror}", SOME_FAILED)
+        sys.exit(code)
 
-    return wrapped
+
+def say(message: str, code: int) -> int:
+    """One line on standard error; returns the exit code that goes with it."""
+    click.echo(f"ctxbench: {' '.join(message.split())}", err=True)
+    return code
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=Program, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]}
+)
 @click.version_option(__version__, prog_name="ctxbench")
-def main() -> None:
+@click.pass_context
+def main(context: click.Context) -> None:
     """What a global-context block of a vision network costs, measured the same way for all."""
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
 
 
 @main.command("blocks")
 @click.argument("name", required=False)
 @click.option("--bibtex", is_flag=True, help="Print the BibTeX entry of the block's paper alone.")
 @plugin_option
-@one_line_errors
 def blocks_command(name: str | None, bibtex: bool, plugins: tuple[Path, ...]) -> None:
     """List the blocks, or show one in detail."""
     load_plugins(plugins)
@@ -103,7 +103,6 @@ def blocks_command(name: str | None, bibtex: bool, plugins: tuple[Path, ...]) ->
 @click.option("--dry-run", is_flag=True, help="Print the cells and stop.")
 @click.option("--json", "as_json", is_flag=True, help="Print the records as JSON instead of tables.")
 @plugin_option
-@one_line_errors
 def profile_command(
     *,
     specs: str | None,
@@ -140,7 +139,6 @@ def profile_command(
     "--out", type=click.Path(path_type=Path), default="report", show_default=True, help="Folder to write."
 )
 @click.option("--baseline", help="The block that ratios refer to (default self-attn, if there is one).")
-@one_line_errors
 def report_command(runs: tuple[Path, ...], out: Path, baseline: str | None) -> None:
     """Turn runs into a page, Markdown tables and figures."""
     from ctxbench.report import Report
@@ -153,7 +151,6 @@ def report_command(runs: tuple[Path, ...], out: Path, baseline: str | None) -> N
 @click.option(
     "--out", type=click.Path(path_type=Path), default="report", show_default=True, help="Folder to write."
 )
-@one_line_errors
 def demo_command(out: Path) -> None:
     """The tour: profile a few blocks on this machine and write a report; minutes, no download."""
     prepare_torch()
@@ -294,3 +291,6 @@ def show_block(name: str, bibtex: bool) -> None:
     print_pairs(f"{info.name}: {info.title}", facts)
     options = [(f"{option.name}={option.default}", option.kind) for option in info.options.values()]
     print_pairs("\noptions" if options else "\nno options", options)
+    for owner in info.cls.__mro__:
+        if issubclass(owner, blocks.ContextBlock) and owner is not blocks.ContextBlock and owner.__doc__:
+            click.echo(f"\n{inspect.cleandoc(owner.__doc__)}")

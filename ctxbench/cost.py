@@ -242,19 +242,19 @@ def count_with_fvcore(block: nn.Module, x: Tensor) -> FvcoreCount:
     import logging
     import warnings
 
-    from fvcore.nn import FlopCountAnalysis
-
-    logging.getLogger("fvcore").setLevel(logging.ERROR)
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
+        from fvcore.nn import FlopCountAnalysis
+
+        logging.getLogger("fvcore").setLevel(logging.ERROR)
         analysis = FlopCountAnalysis(block, x)
         analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
         try:
             total = int(analysis.total())
-            missed = {name: calls for name, calls in analysis.unsupported_ops().items() if is_heavy(name)}
-            return FvcoreCount(total, dict(sorted(missed.items())))
         except Exception as error:  # what the tracer cannot follow is a finding, not a failed cell
             return FvcoreCount(None, {f"failed: {type(error).__name__}": 1})
+        missed = {name: calls for name, calls in analysis.unsupported_ops().items() if is_heavy(name)}
+        return FvcoreCount(total, dict(sorted(missed.items())))
 
 
 def is_heavy(name: str) -> bool:

@@ -10,6 +10,7 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import torch
@@ -129,6 +130,11 @@ class Subject:
         else:
             self.block(self.x).backward(self.gradient)
 
+    def call_and_wait(self) -> None:
+        self.call()
+        if self.cell.device == "cuda":
+            torch.cuda.synchronize()
+
     def tidy(self) -> None:
         """Drop the gradients, outside the timed span."""
         self.x.grad = None
@@ -138,7 +144,7 @@ class Subject:
         """First call, check at full size, allocator's peak, fvcore's count and warm-up."""
         if self.cell.compiled:
             self.check_compiled()
-        self.first_call_ms = cpu_clock(self.call).wall_ms
+        self.first_call_ms = cpu_clock(self.call_and_wait).wall_ms
         self.tidy()
         with torch.no_grad():
             if not self.block(self.x.detach()).isfinite().all():
@@ -168,8 +174,7 @@ class Subject:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        self.call()
-        torch.cuda.synchronize()
+        self.call_and_wait()
         above = torch.cuda.max_memory_allocated() - before
         self.tidy()
         own = [*self.eager.parameters(), *self.eager.buffers()]
@@ -245,6 +250,7 @@ def cpu_clock(call: Callable[[], object]) -> Sample:
     return Sample(wall / 1e6, cpu / 1e6)
 
 
+@cache
 def cuda_clock(device: torch.device) -> Callable[[Callable[[], object]], Sample]:
     """A clock that reads CUDA events, with the level-2 cache emptied before each call."""
     cache_bytes = 2 * torch.cuda.get_device_properties(device).L2_cache_size

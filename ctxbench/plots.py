@@ -19,11 +19,12 @@ if TYPE_CHECKING:
 
 # One hue per family (Okabe and Ito's palette, told apart by colour-blind readers), one marker and
 # line style per block of a family, so that a block looks the same in every figure.
+CONTROL = "control"
 FAMILY_COLOURS = {
     "decomposition": "#D55E00",
     "attention": "#0072B2",
     "linear attention": "#009E73",
-    "control": "#555555",
+    CONTROL: "#555555",
 }
 OTHER_COLOURS = ("#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = "osD^vPX*<>hp"
@@ -117,8 +118,11 @@ def cost_over_resolution(frame: pd.DataFrame, column: str, look: dict[str, dict[
 
 
 def latency_against_memory(frame: pd.DataFrame, look: dict[str, dict[str, Any]]) -> Figure | None:
-    """Latency and memory at the largest measured resolution, with the Pareto frontier."""
-    data = frame[frame["latency_ms_median"].notna() & (frame["memory_bytes"] > 0)]
+    """Latency and memory at the largest measured resolution, with the Pareto frontier.
+
+    The control does no work and would win everywhere: it stays out.
+    """
+    data = frame[frame["latency_ms_median"].notna() & (frame["family"] != CONTROL)]
     if data.empty:
         return None
     data = data[data["pixels"] == data["pixels"].max()].drop_duplicates("spec")
@@ -148,6 +152,7 @@ def latency_against_memory(frame: pd.DataFrame, look: dict[str, dict[str, Any]])
 
 def draw_frontier(axes: Axes, frontier: list[tuple[float, float]]) -> None:
     """Join the frontier by steps, and carry it on to the edges of the axes."""
+    axes.autoscale(False)
     right, top = axes.get_xlim()[1], axes.get_ylim()[1]
     x, y = zip(*frontier, strict=True)
     axes.step([x[0], *x, right], [top, *y, y[-1]], where="post", color="#999999", linewidth=1, zorder=0)
@@ -208,8 +213,9 @@ def label_ends(axes: Axes, ends: list[tuple[float, float, str]], look: dict[str,
 
 def label_points(axes: Axes, points: list[tuple[float, float, str]], look: dict[str, dict[str, Any]]) -> None:
     """Write each point's name beside it: names of points of nearly equal height move apart."""
-    bottom, top = axes.get_ylim()
+    (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
     span = math.log(top / bottom)
+    aside = (right / left) ** 0.016
     points = sorted(points, key=lambda point: (point[1], point[2]))
     places = spread([math.log(y / bottom) / span for _, y, _ in points], 0.045)
     for (x, y, spec), place in zip(points, places, strict=True):
@@ -217,8 +223,9 @@ def label_points(axes: Axes, points: list[tuple[float, float, str]], look: dict[
         axes.annotate(
             spec,
             xy=(x, y),
-            xytext=(x * 1.06, moved),
+            xytext=(x * aside, moved),
             va="center",
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5},
             fontsize=8,
             parse_math=False,
             color=look[spec]["color"],

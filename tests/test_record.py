@@ -174,7 +174,7 @@ def test_what_is_no_record_at_all_is_refused(broken: str) -> None:
 def test_a_truncated_record_is_refused_wherever_it_ends(data: st.DataObject) -> None:
     whole = make_record().to_json().rstrip()
     end = data.draw(st.integers(0, len(whole) - 1))
-    with pytest.raises(ValueError, match=r"."):
+    with pytest.raises(ValueError):
         Record.from_json(whole[:end])
 
 

@@ -1,0 +1,40 @@
+"""On a CUDA device: the allocator's peak beside the predicted one, and timings by events."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ctxbench import measure
+from ctxbench.cost import estimate
+from ctxbench.spec import Grid
+
+pytestmark = pytest.mark.gpu
+
+# What kernels take beside the tensors: cuBLAS work spaces of 32 MiB each, and those of cuDNN.
+WORK_SPACE = 160 * 2**20
+
+
+@pytest.mark.parametrize("mode", ["infer", "train"])
+def test_the_allocators_peak_is_the_predicted_one_plus_work_space(mode: str) -> None:
+    cells = Grid(
+        blocks="ham-nmf,ham-cd,self-attn,a2,ccnet,emanet", resolutions="64", modes=mode, device="cuda"
+    ).cells()
+    for cell, outcome in measure.group(cells, threads=1):
+        assert outcome.status == "ok", (cell.label, outcome.columns)
+        above = outcome.columns["memory_measured_bytes"] - estimate(cell).memory_bytes
+        assert -0.02 * estimate(cell).memory_bytes <= above <= WORK_SPACE, cell.label
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_every_dtype_is_timed(dtype: str) -> None:
+    cells = Grid(blocks="all", resolutions="32", dtypes=dtype, device="cuda").cells()
+    for cell, outcome in measure.group(cells, threads=1):
+        assert outcome.status == "ok", (cell.label, outcome.columns)
+        assert outcome.columns["latency_ms_ci_low"] <= outcome.columns["latency_ms_median"]
+
+
+def test_running_out_of_device_memory_is_told_as_such() -> None:
+    with pytest.raises(torch.OutOfMemoryError) as error:
+        torch.empty(2**50, dtype=torch.uint8, device="cuda")
+    assert measure.failure(error.value).status == "oom"
