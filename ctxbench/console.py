@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from types import TracebackType
 from typing import Any
 
@@ -22,6 +23,7 @@ from ctxbench.record import Record
 from ctxbench.runner import Reporter
 from ctxbench.tables import Table
 
+REDRAW_S = 0.2
 MIN_PLAIN_WIDTH = 160  # where output is no terminal, so that tables are not broken
 
 
@@ -40,14 +42,17 @@ class LiveReporter(Reporter):
         self.console = make_console(stderr=True)
         self.live = self.console.is_terminal
         self.progress = Progress(
-            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
-            TimeRemainingColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(compact=True),
+            TextColumn("{task.description}", markup=False),
             console=self.console,
             transient=True,
+            auto_refresh=False,  # a thread of its own would be in the timings
         )
+        self.drawn = 0.0
         self.task = self.progress.add_task("", total=None)
         self.total = self.count = 0
 
@@ -69,6 +74,9 @@ class LiveReporter(Reporter):
 
     def working(self, text: str) -> None:
         self.progress.update(self.task, description=text)
+        if time.monotonic() - self.drawn > REDRAW_S:
+            self.progress.refresh()
+            self.drawn = time.monotonic()
 
     def finished(self, record: Record) -> None:
         self.count += 1

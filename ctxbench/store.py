@@ -70,10 +70,13 @@ class RunStore:
             UsageError: if it is not a run's folder.
         """
         store = cls(folder)
-        if folder.is_file():
-            raise UsageError(f"{folder} is a file; name the folder of a run, such as results/runs/NAME")
-        if not store.records.is_dir():
-            raise UsageError(f"{folder} holds no run; make one with: ctxbench profile --out {folder}")
+        try:
+            if folder.is_file():
+                raise UsageError(f"{folder} is a file; name the folder of a run, such as results/runs/NAME")
+            if not store.records.is_dir():
+                raise UsageError(f"{folder} holds no run; make one with: ctxbench profile --out {folder}")
+        except OSError as error:
+            raise UsageError(f"cannot read {folder}: {error.strerror}") from None
         return store
 
     def write(self, record: Record) -> None:

@@ -164,7 +164,7 @@ def notes_on(rows: list[Row]) -> list[str]:
     notes = []
     counted = [row for row in rows if row["macs_counted"] is not None]
     if counted and all(row["macs_counted"] == row["macs_formula"] for row in counted):
-        notes.append("Counted MACs equal the closed form in every row that has them.")
+        notes.append("All counted MACs equal the closed form.")
     for row in rows:
         if "(" in fvcore(row):
             missed = ", ".join(json.loads(row["fvcore_missed_json"])) or "nothing that it reports"

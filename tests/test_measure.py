@@ -1,0 +1,395 @@
+"""A group of cells is measured fairly, in interleaved rounds, and a block that fails harms no other."""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import blocks
+from blocks import registry
+from ctxbench import measure
+from ctxbench.measure import Outcome, Sample, group
+from ctxbench.spec import Cell, Grid
+
+CHANNELS, SIDE = 8, 12  # larger than what the gate tries
+Forward = Callable[[Tensor], Tensor]
+
+
+class Scaled(blocks.ContextBlock):
+    """The block that the others here are made of: multiplies by a parameter."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels)
+        self.scale = nn.Parameter(torch.ones(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.scale
+
+    def macs(self, height: int, width: int) -> int:
+        return 0
+
+    def param_count(self) -> int:
+        return 1
+
+
+def full_size(x: Tensor) -> bool:
+    """Whether this is the input that is measured, and not the gate's."""
+    return x.shape[-1] == SIDE
+
+
+@pytest.fixture
+def add(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Forward], None]:
+    """Adds a block to the catalogue for one test."""
+    blocks.names()  # find those of the catalogue first
+    monkeypatch.setattr(registry, "_catalogue", dict(registry._catalogue))
+
+    def register(name: str, forward: Forward) -> None:
+        class Added(Scaled):
+            def forward(self, x: Tensor) -> Tensor:
+                return forward(super().forward(x))
+
+        about = dict.fromkeys(("title", "family", "summary", "complexity", "formula"), "for a test")
+        blocks.register(name, **about, paper=None)(Added)
+
+    return register
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A small reference product, and no more rounds than are needed; threads as they were."""
+    monkeypatch.setattr(measure, "REFERENCE_SIDE", 8)
+    monkeypatch.setattr(measure, "BUDGET_S", 0.0)
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+def cells(text: str, mode: str = "infer", side: int = SIDE) -> list[Cell]:
+    return Grid(blocks=text, resolutions=str(side), channels=str(CHANNELS), modes=mode).cells()
+
+
+def measured(text: str, mode: str = "infer") -> dict[str, Outcome]:
+    """Block -> outcome; every cell must come once."""
+    wanted = cells(text, mode)
+    found = list(group(wanted, threads=1))
+    assert sorted(cell.id for cell, _ in found) == sorted(cell.id for cell in wanted)
+    return {cell.label: outcome for cell, outcome in found}
+
+
+@dataclass
+class Clock:
+    """Stands for the real one: calls, says how long it took, and writes down what it saw."""
+
+    times: dict[str, Iterator[float]] = field(default_factory=dict)
+    calls: list[str] = field(default_factory=list)
+    look: Callable[[str, Any], None] = lambda moment, subject: None
+
+    def __call__(self, call: Callable[[], object]) -> Sample:
+        subject = getattr(call, "__self__", None)
+        name = subject.cell.label if isinstance(subject, measure.Subject) else "reference"
+        self.calls.append(name)
+        self.look("before", subject)
+        call()
+        self.look("after", subject)
+        time = next(self.times[name]) if name in self.times else 1.0
+        return Sample(time, 2 * time)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    stand_in = Clock()
+    monkeypatch.setattr(measure, "cpu_clock", stand_in)
+    return stand_in
+
+
+# Every cell ends as one outcome
+
+
+def test_every_cell_is_yielded_once_whatever_becomes_of_it(add: Callable[[str, Forward], None]) -> None:
+    add("breaks", fail_with(RuntimeError("it broke")))
+    add("wrong", lambda x: x[..., 1:])
+    found = measured("none,breaks,a2,wrong,ham-nmf[rank=4]")
+    assert {name: outcome.status for name, outcome in found.items()} == {
+        "none": "ok",
+        "breaks": "error",
+        "a2": "ok",
+        "wrong": "invalid",
+        "ham-nmf[rank=4]": "ok",
+    }
+
+
+def fail_with(error: BaseException, when: Callable[[Tensor], bool] = lambda x: True) -> Forward:
+    def forward(x: Tensor) -> Tensor:
+        if when(x):
+            raise error
+        return x
+
+    return forward
+
+
+@pytest.mark.parametrize("when", [lambda x: True, full_size], ids=["always", "at full size"])
+@pytest.mark.parametrize(
+    ("error", "status", "reason"),
+    [
+        (RuntimeError("first line\nsecond line"), "error", "first line"),
+        (KeyError("x"), "error", "'x'"),
+        (ValueError(), "error", "ValueError"),
+        (RuntimeError("\n"), "error", "RuntimeError"),
+        (AssertionError("\n  indented\n"), "error", "indented"),
+        (RecursionError("too deep"), "error", "too deep"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore"), "oom", "2.00 GiB"),
+        (MemoryError(), "oom", "MemoryError"),
+        (
+            RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes."),
+            "oom",
+            "99 bytes",
+        ),
+    ],
+    ids=repr,
+)
+def test_a_block_that_raises_is_told_with_type_and_first_line_and_the_others_are_measured(
+    add: Callable[[str, Forward], None],
+    error: Exception,
+    status: str,
+    reason: str,
+    when: Callable[[Tensor], bool],
+) -> None:
+    add("breaks", fail_with(error, when))
+    found = measured("none,breaks,a2")
+    broken = found["breaks"]
+    assert (broken.status, broken.columns["error_type"]) == (status, type(error).__name__)
+    assert reason in broken.columns["reason"]
+    assert len(broken.columns["reason"].splitlines()) == 1
+    assert found["none"].status == found["a2"].status == "ok"
+
+
+def test_what_was_measured_before_a_failure_is_not_shown(add: Callable[[str, Forward], None]) -> None:
+    """The block breaks in the middle of the rounds."""
+    calls = itertools.count()
+    add("breaks", fail_with(RuntimeError("worn out"), lambda x: full_size(x) and next(calls) >= 8))
+    found = measured("none,breaks")
+    assert found["breaks"] == Outcome("error", {"reason": "worn out", "error_type": "RuntimeError"})
+    assert found["none"].columns["iterations"] >= measure.MIN_ROUNDS
+
+
+@pytest.mark.parametrize(
+    ("forward", "rule"),
+    [
+        (lambda x: x[..., 1:], "the output has the shape of the input"),
+        (lambda x: x + torch.rand_like(x), "evaluation repeats its output"),
+        (lambda x: x / 0 if full_size(x) else x, "the output is finite at full size"),
+    ],
+    ids=["shape", "random", "full size"],
+)
+def test_a_block_that_breaks_a_rule_gets_no_latency(
+    add: Callable[[str, Forward], None], forward: Forward, rule: str
+) -> None:
+    add("wrong", forward)
+    found = measured("wrong,none")
+    assert found["wrong"] == Outcome("invalid", {"reason": f"broken rule: {rule}"})
+    assert found["none"].status == "ok"
+
+
+def test_a_group_in_which_all_fail_is_no_group_to_time(
+    add: Callable[[str, Forward], None], clock: Clock
+) -> None:
+    add("breaks", fail_with(RuntimeError("it broke")))
+    assert measured("breaks")["breaks"].status == "error"
+    assert clock.calls == []
+
+
+def test_an_interrupt_is_not_taken_for_a_failure(add: Callable[[str, Forward], None]) -> None:
+    add("interrupted", fail_with(KeyboardInterrupt()))
+    with pytest.raises(KeyboardInterrupt):
+        measured("interrupted")
+    assert gc.isenabled()
+
+
+# What is measured
+
+
+def test_medians_lie_in_their_intervals() -> None:
+    for outcome in measured("none,a2,ham-nmf[rank=4]").values():
+        columns = outcome.columns
+        assert 0 <= columns["latency_ms_ci_low"] <= columns["latency_ms_median"]
+        assert columns["latency_ms_median"] <= columns["latency_ms_ci_high"]
+        assert len(json.loads(columns["latency_samples_json"])) == columns["iterations"] >= measure.MIN_ROUNDS
+
+
+def test_on_a_cpu_no_memory_is_claimed_to_be_measured() -> None:
+    assert not {"memory_measured_bytes", "memory_source"} & measured("none")["none"].columns.keys()
+
+
+def test_numbers_follow_the_clock(clock: Clock) -> None:
+    clock.times = {"none": itertools.cycle([4.0]), "reference": itertools.cycle([0.5])}
+    columns = measured("none")["none"].columns
+    assert columns["latency_ms_median"] == columns["latency_ms_ci_low"] == 4.0
+    assert columns["latency_cpu_ms_median"] == 8.0
+    assert columns["latency_ref_ratio"] == 8.0
+    assert columns["images_per_s"] == 250.0
+    assert columns["first_call_ms"] == 4.0
+
+
+def test_warm_up_is_not_part_of_the_result(clock: Clock) -> None:
+    clock.times = {
+        "none": itertools.chain([1000.0] * (1 + measure.WARM_UP["cpu"][0]), itertools.cycle([1.0]))
+    }
+    columns = measured("none")["none"].columns
+    assert columns["first_call_ms"] == 1000.0
+    assert max(json.loads(columns["latency_samples_json"])) == 1.0
+
+
+def test_training_times_forward_and_backward_with_fresh_gradients(clock: Clock) -> None:
+    def look(moment: str, subject: Any) -> None:
+        if isinstance(subject, measure.Subject):
+            grads = [subject.x.grad, *(parameter.grad for parameter in subject.eager.parameters())]
+            assert len(grads) > 1
+            assert all((grad is not None) == (moment == "after") for grad in grads)
+
+    clock.look = look
+    outcome = measured("ham-nmf[rank=4]", mode="train")["ham-nmf[rank=4]"]
+    assert outcome.status == "ok", outcome.columns["reason"]
+    assert clock.calls.count("ham-nmf[rank=4]") > measure.MIN_ROUNDS
+
+
+def test_inference_times_a_forward_without_gradients(
+    add: Callable[[str, Forward], None], clock: Clock
+) -> None:
+    modes = []
+
+    def forward(x: Tensor) -> Tensor:
+        modes.append((clock.calls[-1] if clock.calls else None, torch.is_inference_mode_enabled()))
+        return x
+
+    add("watched", forward)
+    assert measured("watched")["watched"].status == "ok"
+    assert modes.count(("watched", True)) > measure.MIN_ROUNDS
+
+
+def test_the_second_opinion_on_macs_is_recorded_and_no_reason_to_fail() -> None:
+    found = measured("self-attn,self-attn[impl=sdpa]")
+    assert found["self-attn"].columns["macs_fvcore"] == cells("self-attn")[0].create().macs(SIDE, SIDE)
+    missed = json.loads(found["self-attn[impl=sdpa]"].columns["fvcore_missed_json"])
+    assert "aten::scaled_dot_product_attention" in missed
+
+
+def test_a_cell_is_measured_with_the_threads_that_were_asked_for(add: Callable[[str, Forward], None]) -> None:
+    seen = set()
+
+    def forward(x: Tensor) -> Tensor:
+        seen.add(torch.get_num_threads())
+        return x
+
+    add("watched", forward)
+    list(group(cells("watched"), threads=2))
+    assert seen == {2}
+
+
+# Rounds
+
+
+@dataclass
+class Rounds:
+    """Who was sampled, in order."""
+
+    order: list[str] = field(default_factory=list)
+
+    def split(self, sizes: list[int]) -> list[list[str]]:
+        iterator = iter(self.order)
+        found = [list(itertools.islice(iterator, size)) for size in sizes]
+        assert list(iterator) == []
+        return found
+
+
+@pytest.fixture
+def rounds(monkeypatch: pytest.MonkeyPatch) -> Rounds:
+    found = Rounds()
+    subject_sample, reference_sample = measure.Subject.sample, measure.Reference.sample
+
+    def sample_subject(subject: measure.Subject) -> None:
+        found.order.append(subject.cell.label)
+        subject_sample(subject)
+
+    def sample_reference(reference: measure.Reference) -> None:
+        found.order.append("reference")
+        reference_sample(reference)
+
+    monkeypatch.setattr(measure.Subject, "sample", sample_subject)
+    monkeypatch.setattr(measure.Reference, "sample", sample_reference)
+    return found
+
+
+def test_each_round_calls_each_block_and_the_reference_once(clock: Clock, rounds: Rounds) -> None:
+    measured("none,a2,ccnet")
+    for calls in rounds.split([4] * measure.MIN_ROUNDS):
+        assert sorted(calls) == ["a2", "ccnet", "none", "reference"]
+
+
+def test_the_order_changes_from_round_to_round_and_is_the_same_in_every_run(
+    clock: Clock, rounds: Rounds
+) -> None:
+    measured("none,a2,ccnet")
+    first = list(rounds.order)
+    assert len({tuple(calls) for calls in rounds.split([4] * measure.MIN_ROUNDS)}) > 3
+    rounds.order.clear()
+    measured("none,a2,ccnet")
+    assert rounds.order == first
+
+
+def test_a_block_that_has_settled_leaves_and_the_others_go_on(
+    clock: Clock, rounds: Rounds, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measure, "BUDGET_S", 1e9)
+    noise = itertools.chain([9.0, 1.0] * 12, itertools.cycle([5.0]))
+    clock.times = {"none": itertools.cycle([1.0]), "a2": noise}
+    found = list(group(cells("a2,none"), threads=1))
+    assert [cell.label for cell, _ in found] == ["none", "a2"], "each as soon as it is known"
+    iterations = {cell.label: outcome.columns["iterations"] for cell, outcome in found}
+    assert iterations["none"] == measure.MIN_ROUNDS < iterations["a2"] < measure.MAX_ROUNDS
+    assert all(outcome.columns["converged"] for _, outcome in found)
+    together = measure.MIN_ROUNDS
+    alone = iterations["a2"] - together
+    split = rounds.split([3] * together + [2] * alone)
+    assert all(sorted(calls) == ["a2", "none", "reference"] for calls in split[:together])
+    assert all(sorted(calls) == ["a2", "reference"] for calls in split[together:])
+
+
+def test_a_block_that_does_not_settle_is_stopped_and_says_so(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measure, "HALF_WIDTH", {"cpu": 0.02})
+    clock.times = {"none": itertools.cycle([1.0, 9.0])}
+    columns = measured("none")["none"].columns
+    assert columns["converged"] is False
+    assert columns["iterations"] == measure.MIN_ROUNDS
+
+
+def test_rounds_end_even_if_the_budget_never_does(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "BUDGET_S", 1e9)
+    monkeypatch.setattr(measure, "MAX_ROUNDS", 25)
+    clock.times = {"none": itertools.cycle([1.0, 9.0])}
+    columns = measured("none")["none"].columns
+    assert (columns["iterations"], columns["converged"]) == (25, False)
+
+
+def test_garbage_is_collected_outside_the_rounds_and_again_afterwards(clock: Clock) -> None:
+    states = set()
+    clock.look = lambda moment, subject: states.add(gc.isenabled()) if clock.calls[10:] else None
+    measured("none,a2")
+    assert False in states
+    assert gc.isenabled()
+
+
+def test_the_user_is_told_what_is_being_done() -> None:
+    told: list[str] = []
+    list(group(cells("none,a2"), 1, told.append))
+    for text in ("checking a2", "warming up none"):
+        assert text in told
