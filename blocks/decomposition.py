@@ -67,15 +67,15 @@ class Decomposition(nn.Module, ABC):
         self.channels, self.rank, self.heads = channels, rank, heads
         self.train_steps, self.eval_steps = train_steps, eval_steps
         self.gradient, self.dictionary, self.spatial = gradient, dictionary, spatial
-        bases = unit(self.draw((heads, channels // heads, rank))) if spatial else None
+        bases = unit(self.fill(torch.empty(heads, channels // heads, rank))) if spatial else None
         self.register_buffer("bases", bases)  # (heads, D, R)
 
     # What tells one decomposition from another:
 
     @staticmethod
     @abstractmethod
-    def draw(shape: tuple[int, ...], like: Tensor | None = None) -> Tensor:
-        """Random numbers of the kind this dictionary starts from, on the device and in the dtype of `like`."""
+    def fill(empty: Tensor) -> Tensor:
+        """Random numbers of the kind this dictionary starts from, drawn into `empty`."""
 
     @staticmethod
     @abstractmethod
@@ -125,7 +125,7 @@ class Decomposition(nn.Module, ABC):
         """The dictionary the iterations start from, (G, D, R): unit columns."""
         groups, d, _ = x.shape
         if self.dictionary == "random" and self.training:
-            return unit(self.draw((groups, d, self.rank), x))
+            return unit(self.fill(x.new_empty(groups, d, self.rank)))
         bases = self.bases
         if bases is None:
             uniform = indexed_uniform((self.heads, d, self.rank), x.device)
@@ -162,8 +162,8 @@ class NMF(Decomposition):
     """Non-negative matrix factorisation by multiplicative updates; X must not be negative."""
 
     @staticmethod
-    def draw(shape: tuple[int, ...], like: Tensor | None = None) -> Tensor:
-        return torch.rand(shape) if like is None else torch.rand(shape, device=like.device, dtype=like.dtype)
+    def fill(empty: Tensor) -> Tensor:
+        return empty.uniform_()
 
     @staticmethod
     def from_uniform(uniform: Tensor) -> Tensor:
@@ -188,16 +188,14 @@ class NMF(Decomposition):
 class SoftClustering(Decomposition):
     """What concept decomposition and vector quantisation share: bases are means of soft clusters."""
 
-    @staticmethod
-    def draw(shape: tuple[int, ...], like: Tensor | None = None) -> Tensor:
-        return (
-            torch.randn(shape) if like is None else torch.randn(shape, device=like.device, dtype=like.dtype)
-        )
-
     def __init__(self, channels: int, *, inv_t: float, **options: Any) -> None:
         super().__init__(channels, **options)
         require_positive(inv_t=inv_t)
         self.inv_t = inv_t
+
+    @staticmethod
+    def fill(empty: Tensor) -> Tensor:
+        return empty.normal_()
 
     @staticmethod
     def from_uniform(uniform: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from blocks.base import (
     squared_length,
 )
 from blocks.registry import Paper, register
+from blocks.update_rules import EPS, cluster_means
 
 EMANET = Paper(
     title="Expectation-Maximization Attention Networks for Semantic Segmentation",
@@ -33,8 +34,6 @@ EMANET = Paper(
 }""",
 )
 
-EPS = 1e-6
-
 
 def soft_unit(x: Tensor) -> Tensor:
     """Columns of (B, C, K) over their length plus eps: a little shorter than one."""
@@ -49,7 +48,7 @@ def expectation_maximisation(x: Tensor, bases: Tensor, steps: int) -> tuple[Tens
     """
     for _ in range(steps):
         codes = torch.softmax(x.mT @ bases, dim=-1)  # E-step
-        bases = soft_unit(x @ (codes / (codes.sum(1, keepdim=True) + EPS)))  # M-step
+        bases = soft_unit(cluster_means(x, codes))  # M-step
     return codes, bases
 
 

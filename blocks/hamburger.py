@@ -85,7 +85,7 @@ class Hamburger(ContextBlock):
                 "dual=True has a view of pixels and one of channels: leave spatial=True, and "
                 "dictionary='random' or 'frozen'"
             )
-        ham_options |= {
+        shared: dict[str, Any] = {
             "rank": rank,
             "heads": heads,
             "train_steps": train_steps,
@@ -100,7 +100,9 @@ class Hamburger(ContextBlock):
         self.width, self.narrow = width, width // (cheese_factor * len(views))
 
         self.lower_bread = conv1x1(channels, width)
-        self.hams = nn.ModuleList(self.ham_class(latent, spatial=view, **ham_options) for view in views)
+        self.hams = nn.ModuleList(
+            self.ham_class(latent, spatial=view, **shared, **ham_options) for view in views
+        )
         if version == "v1":
             self.cheese: nn.Module = nn.Identity()
             self.upper_bread: nn.Module = nn.Sequential(conv1x1(width, channels, bias=False), self.norm())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
+import math
 import pkgutil
 import re
 import typing
@@ -56,7 +57,7 @@ class Option:
         return " or ".join(KINDS.get(kind, kind.__name__) for kind in self._types())
 
     def _types(self) -> tuple[type, ...]:
-        if isinstance(self.annotation, UnionType):
+        if typing.get_origin(self.annotation) in (UnionType, typing.Union):
             return typing.get_args(self.annotation)
         return (self.annotation,)
 
@@ -67,10 +68,11 @@ class Option:
                 return value
         else:
             for kind in self._types():
-                if type(value) is kind:
-                    return value
-                if kind is float and type(value) is int:
-                    return float(value)
+                converted = float(value) if kind is float and type(value) is int else value
+                if type(converted) is kind and not (
+                    isinstance(converted, float) and not math.isfinite(converted)
+                ):
+                    return converted
         raise ValueError(f"{self.name}={value!r} is not accepted; use {self.kind}")
 
 
@@ -144,13 +146,15 @@ def register(
     annotations and defaults.
 
     Raises:
-        ValueError: when the name is taken (both places are named) or a field is empty.
+        ValueError: when the name is taken (both places are named), a field is empty, or an option
+            lacks its annotation or default.
     """
 
     def add(cls: Class) -> Class:
         block = BlockInfo(name, cls, title, family, summary, complexity, formula, paper)
         if name in _catalogue:
             raise ValueError(f"two blocks are called {name!r}: {_catalogue[name].place} and {block.place}")
+        _options(cls)
         _catalogue[name] = block
         return cls
 
@@ -212,8 +216,13 @@ def _options(cls: type[ContextBlock]) -> Mapping[str, Option]:
         parameters = inspect.signature(init).parameters.values()
         annotations = typing.get_type_hints(init)
         for parameter in parameters:
-            if parameter.kind is parameter.KEYWORD_ONLY and parameter.name not in found:
-                found[parameter.name] = Option(parameter.name, parameter.default, annotations[parameter.name])
+            if parameter.kind is not parameter.KEYWORD_ONLY or parameter.name in found:
+                continue
+            if parameter.name not in annotations or parameter.default is parameter.empty:
+                raise ValueError(
+                    f"option {parameter.name!r} of {cls.__name__} needs an annotation and a default"
+                )
+            found[parameter.name] = Option(parameter.name, parameter.default, annotations[parameter.name])
         if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
             break
     return found

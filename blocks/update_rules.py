@@ -62,15 +62,16 @@ def cluster_means(x: Tensor, codes: Tensor) -> Tensor:
 def ridge_codes(x: Tensor, bases: Tensor, ridge: float) -> Tensor:
     """Codes of least squares with a ridge: X^T D (D^T D + ridge I)^-1.
 
-    The R x R system is solved once, by Cholesky and never below float32, then applied to all codes.
+    The R x R system is solved once, by Cholesky, then applied to all codes; both never below
+    float32, because the inverse magnifies what rounding does to the Gram matrix.
     """
     dtype = torch.promote_types(x.dtype, torch.float32)
+    precise = bases.to(dtype)
     identity = torch.eye(bases.shape[-1], device=x.device, dtype=dtype)
-    gram = (bases.mT @ bases).to(dtype)  # (G, R, R)
-    inverse = torch.cholesky_solve(
-        identity.expand_as(gram), torch.linalg.cholesky_ex(gram + ridge * identity).L
-    )
-    return x.mT @ bases @ inverse.to(x.dtype)
+    gram = precise.mT @ precise  # (G, R, R)
+    factor = torch.linalg.cholesky_ex(gram + ridge * identity).L
+    inverse = torch.cholesky_solve(identity.expand_as(gram), factor)
+    return ((x.mT @ bases).to(dtype) @ inverse).to(x.dtype)
 
 
 # --- a dictionary without state --------------------------------------------------------------

@@ -18,6 +18,7 @@ from ctxbench import __version__
 
 # OpenMP threads that spin while they wait ruin timings on a shared machine.
 WAIT_POLICY = "OMP_WAIT_POLICY"
+CODE = ("blocks", "tasks", "ctxbench")
 
 # The columns of a record; what of them, and of `details`, decides whether timings are comparable.
 IDENTITY = ("device_name", "python", "torch", "cuda", "cudnn", "driver", "cpu", "threads", "tf32")
@@ -26,6 +27,19 @@ IDENTITY = ("device_name", "python", "torch", "cuda", "cudnn", "driver", "cpu", 
 def wait_passively() -> None:
     """Make OpenMP threads sleep while they wait, unless the user chose; before torch is imported."""
     os.environ.setdefault(WAIT_POLICY, "PASSIVE")
+
+
+def pin_precision() -> None:
+    """Full float32 in products and convolutions alike, and no search among cuDNN's kernels.
+
+    Out of the box, CUDA convolutions round to TF32 and matrix products do not, which would favour
+    blocks made of convolutions.
+    """
+    import torch
+
+    torch.backends.cuda.matmul.fp32_precision = "ieee"
+    torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
+    torch.backends.cudnn.benchmark = False
 
 
 def capture(device: str, threads: int) -> dict[str, Any]:
@@ -49,12 +63,20 @@ def capture(device: str, threads: int) -> dict[str, Any]:
         "driver": nvidia_driver() if cuda else None,
         "cpu": cpu_name(),
         "threads": threads,
-        "tf32": cuda and torch.backends.cuda.matmul.allow_tf32,
+        "tf32": cuda and "tf32" in precisions(),
         "device_name": torch.cuda.get_device_name() if cuda else cpu_name(),
     }
     identity = {name: columns[name] for name in IDENTITY} | {"wait_policy": os.environ.get(WAIT_POLICY)}
     columns["env_hash"] = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
     return columns
+
+
+def precisions() -> tuple[str, str]:
+    """How float32 products and convolutions are calculated on CUDA: "ieee" or "tf32"."""
+    import torch
+
+    matmul, convolution = torch.backends.cuda.matmul, torch.backends.cudnn.conv  # type: ignore[attr-defined]
+    return matmul.fp32_precision, convolution.fp32_precision
 
 
 def details(device: str) -> dict[str, Any]:
@@ -70,7 +92,8 @@ def details(device: str) -> dict[str, Any]:
         "memory_total_bytes": memory.total,
         "load_average": os.getloadavg() if hasattr(os, "getloadavg") else None,
         WAIT_POLICY: os.environ.get(WAIT_POLICY),
-        "float32_matmul_precision": torch.get_float32_matmul_precision(),
+        "float32_precisions": precisions(),
+        "cudnn_benchmark": torch.backends.cudnn.benchmark,
         "mkldnn": torch.backends.mkldnn.is_available(),
         "torch_build": torch.__config__.show().splitlines(),
         "device_properties": str(torch.cuda.get_device_properties(0)) if device == "cuda" else None,
@@ -82,8 +105,19 @@ def free_bytes(device: str) -> int:
     if device == "cuda":
         import torch
 
-        return int(torch.cuda.mem_get_info()[0])
-    return max(0, psutil.virtual_memory().available - 2**30)
+        unused = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+        return int(torch.cuda.mem_get_info()[0]) + unused
+    return int(max(0, min(psutil.virtual_memory().available, free_in_cgroup()) - 2**30))
+
+
+def free_in_cgroup() -> int | float:
+    """Bytes that a container's limit (control groups, version 2) leaves; infinite without one."""
+    folder = Path("/sys/fs/cgroup")
+    try:
+        limit, used = (int((folder / name).read_text()) for name in ("memory.max", "memory.current"))
+    except (OSError, ValueError):
+        return float("inf")
+    return limit - used
 
 
 @cache
@@ -114,7 +148,7 @@ def git_state() -> tuple[str | None, bool | None]:
         return None, None
     try:
         commit = _git(here, "rev-parse", "--short=12", "HEAD")
-        return commit, bool(_git(here, "status", "--porcelain", "--untracked-files=no"))
+        return commit, bool(_git(here, "status", "--porcelain", "--", *CODE))
     except (OSError, subprocess.SubprocessError):
         return None, None
 

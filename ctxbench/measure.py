@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ctxbench import gate
 from ctxbench.cost import count_with_fvcore
+from ctxbench.errors import first_line
 from ctxbench.spec import Cell
 from ctxbench.statistics import Median, median
 
@@ -25,12 +26,12 @@ MIN_ROUNDS, MAX_ROUNDS = 10, 1000
 HALF_WIDTH = {"cpu": 0.02, "cuda": 0.01}  # of the median's interval, where a cell stops
 WARM_UP = {"cpu": (2, 0.0), "cuda": (3, 0.025)}  # at least so many calls and seconds
 BUDGET_S = 2.0  # of rounds per cell, once MIN_ROUNDS are done
-REFERENCE_SIDE = 768
+REFERENCE_SIDE = {"cpu": 768, "cuda": 8192}
 
 
 @dataclass
 class Sample:
-    """One call: wall and CPU milliseconds. On CUDA the wall time is the device's."""
+    """One call: wall and CPU milliseconds. On CUDA the wall time is that between two events."""
 
     wall_ms: float
     cpu_ms: float
@@ -45,82 +46,102 @@ class Outcome:
 
 
 def group(
-    cells: list[Cell], threads: int, on_round: Callable[[str], None] = lambda text: None
+    cells: list[Cell], threads: int, on_step: Callable[[str], None] = lambda text: None
 ) -> Iterator[tuple[Cell, Outcome]]:
     """Measure cells that differ in the block alone; yields each cell once, as soon as it is known.
 
-    Cells that fail are yielded first. The others are timed in rounds: each round calls every block
-    and the reference once, in random order, so that a drift of the machine meets all alike.
+    All blocks get the same input. They are timed in rounds: each round calls every block and the
+    reference once, in random order, so that a drift of the machine meets all alike.
     """
     torch.set_num_threads(threads)
-    subjects = []
-    for cell in cells:
-        on_round(f"checking {cell.label}")
-        try:
-            subjects.append(Subject(cell))
-        except Exception as error:
-            yield cell, failure(error)
-    ready = []
-    for subject in subjects:
-        try:
-            on_round(f"warming up {subject.cell.label}")
-            subject.prepare()
-            ready.append(subject)
-        except Exception as error:
-            yield subject.cell, failure(error)
-    if not ready:
+    try:
+        if cells[0].compiled:
+            prepare_compiler()
+        load = Load.of(cells[0])
+        reference = Reference(load.x)
+    except Exception as error:
+        yield from ((cell, failure(error, 0.0)) for cell in cells)
         return
-    reference = Reference(ready[0].x)
-    for subject in timed(ready, reference, on_round):
-        if subject.failed is not None:
-            yield subject.cell, subject.failed
-        else:
-            yield subject.cell, Outcome("ok", subject.columns(reference))
+    subjects: list[Subject] = []
+    for cell in cells:
+        on_step(f"checking {cell.label}")
+        start = time.perf_counter()
+        try:
+            gate.check(cell.create, cell.device, getattr(torch, cell.dtype))
+            subjects.append(Subject(cell, load, start))
+        except Exception as error:
+            yield cell, failure(error, time.perf_counter() - start)
+    for subject in timed(subjects, reference, on_step):
+        yield subject.cell, subject.failed or Outcome("ok", subject.columns(reference))
 
 
 def timed(
-    subjects: list[Subject], reference: Reference, on_round: Callable[[str], None]
+    subjects: list[Subject], reference: Reference, on_step: Callable[[str], None]
 ) -> Iterator[Subject]:
     """Rounds over the subjects until each has converged or the budget is spent; yields each at its end."""
     shuffle = random.Random(0).shuffle
-    deadline = time.perf_counter() + BUDGET_S * len(subjects)
     active = list(subjects)
+    for subject in subjects:
+        on_step(f"warming up {subject.cell.label}")
+        subject.warm_up()
+    deadline = time.perf_counter() + BUDGET_S * len(subjects)
     with no_garbage_collection():
-        for number in range(1, MAX_ROUNDS + 1):
-            order: list[Subject | Reference] = [*active, reference]
-            shuffle(order)
-            for each in order:
-                each.sample()
+        for number in range(MAX_ROUNDS + 1):
             late = time.perf_counter() > deadline or number == MAX_ROUNDS
             for subject in list(active):
-                over = number >= MIN_ROUNDS and (subject.converged or late)
+                over = number >= MIN_ROUNDS and (late or subject.converged)
                 if over or subject.failed is not None:
                     active.remove(subject)
                     yield subject
             if not active:
                 return
-            on_round(f"round {number}, {len(active)} of {len(subjects)} not yet settled")
+            on_step(f"round {number + 1}, {len(active)} of {len(subjects)} not yet settled")
+            order: list[Subject | Reference] = [*active, reference]
+            shuffle(order)
+            for each in order:
+                each.sample()
+
+
+@dataclass(frozen=True)
+class Load:
+    """What all blocks of a group are given: the input and, in training, the output's gradient."""
+
+    x: Tensor
+    gradient: Tensor | None
+
+    @classmethod
+    def of(cls, cell: Cell) -> Load:
+        torch.manual_seed(cell.seed)
+        device, dtype = torch.device(cell.device), getattr(torch, cell.dtype)
+        x = torch.randn(cell.shape).to(device, dtype).requires_grad_(cell.training)
+        gradient = torch.randn(cell.shape).to(device, dtype) if cell.training else None
+        return cls(x, gradient)
 
 
 class Subject:
-    """A cell's block with its input, ready to be called again and again.
+    """A cell's block, ready to be called again and again.
+
+    Its gates are open (`gate.wake`): products with zeros would draw less power, and run faster.
 
     Raises:
-        gate.BrokenRuleError: when the block does not pass the correctness gate.
+        gate.BrokenRuleError: when the block does not keep the rules at full size, or compiled.
     """
 
-    def __init__(self, cell: Cell) -> None:
-        self.cell = cell
-        device, dtype = torch.device(cell.device), getattr(torch, cell.dtype)
-        self.failed: Outcome | None = None
+    def __init__(self, cell: Cell, load: Load, start: float) -> None:
+        self.cell, self.x, self.gradient = cell, load.x, load.gradient
         self.samples: list[Sample] = []
+        self.failed: Outcome | None = None
+        self.clock = cuda_clock(load.x.get_device()) if load.x.is_cuda else cpu_clock
         torch.manual_seed(cell.seed)
-        gate.check(cell.create, cell.device, dtype)
-        self.eager = cell.create().to(device, dtype)
-        self.block: Callable[[Tensor], Tensor] = torch.compile(self.eager) if cell.compiled else self.eager
-        self.x = torch.randn(cell.shape).to(device, dtype).requires_grad_(cell.training)
-        self.gradient = torch.randn(cell.shape).to(device, dtype) if cell.training else None
-        self.clock = cuda_clock(device) if device.type == "cuda" else cpu_clock
+        self.eager = gate.wake(cell.create()).to(load.x.device, load.x.dtype)
+        self.block: Callable[[Tensor], Tensor] = self.eager
+        if cell.compiled:
+            self.block = torch.compile(self.eager, dynamic=False)
+        self.first_call_ms = cpu_clock(self.call_and_wait).wall_ms
+        self.check_full_size()
+        self.memory_bytes = self.allocator_peak() if load.x.is_cuda else None
+        self.fvcore = None if cell.compiled else count_with_fvcore(self.eager, self.x.detach())
+        self.preparation_s = time.perf_counter() - start
 
     def call(self) -> None:
         """Forward, and backward in training: what is timed."""
@@ -132,7 +153,7 @@ class Subject:
 
     def call_and_wait(self) -> None:
         self.call()
-        if self.cell.device == "cuda":
+        if self.x.is_cuda:
             torch.cuda.synchronize()
 
     def tidy(self) -> None:
@@ -140,36 +161,24 @@ class Subject:
         self.x.grad = None
         self.eager.zero_grad(set_to_none=True)
 
-    def prepare(self) -> None:
-        """First call, check at full size, allocator's peak, fvcore's count and warm-up."""
-        if self.cell.compiled:
-            self.check_compiled()
-        self.first_call_ms = cpu_clock(self.call_and_wait).wall_ms
+    def check_full_size(self) -> None:
+        """What the gate cannot see on its small input, after the first call."""
+        for gradient in (self.x.grad, *(parameter.grad for parameter in self.eager.parameters())):
+            finite = gradient is None or bool(gradient.isfinite().all())
+            gate.require(finite, "the gradients are finite at full size")
         self.tidy()
+        x = self.x.detach()
         with torch.no_grad():
-            if not self.block(self.x.detach()).isfinite().all():
-                raise gate.BrokenRuleError("broken rule: the output is finite at full size")
-        self.memory_bytes = self.allocator_peak()
-        self.fvcore = None if self.cell.compiled else count_with_fvcore(self.eager, self.x.detach())
-        calls, seconds = WARM_UP[self.cell.device]
-        start, done = time.perf_counter(), 0
-        while done < calls or time.perf_counter() - start < seconds:
-            self.clock(self.call)
-            self.tidy()
-            done += 1
+            gate.require(bool(self.block(x).isfinite().all()), "the output is finite at full size")
+            if self.cell.compiled:
+                self.eager.eval()  # training draws random numbers that compiling changes
+                error = gate.relative_error(self.block(x), self.eager(x))
+                self.eager.train(self.cell.training)
+                agrees = f"compiled agrees with eager (relative error {error:.2g})"
+                gate.require(error <= gate.TOLERANCE[x.dtype], agrees)
 
-    def check_compiled(self) -> None:
-        with torch.no_grad():
-            x = self.x.detach()
-            error = gate.relative_error(self.block(x), self.eager(x))
-        gate.require(
-            error <= gate.TOLERANCE[x.dtype], f"compiled agrees with eager (relative error {error:.2g})"
-        )
-
-    def allocator_peak(self) -> int | None:
-        """Peak of CUDA's allocator in one call after warm-up: block counted, input left out."""
-        if self.cell.device != "cuda":
-            return None
+    def allocator_peak(self) -> int:
+        """Peak of CUDA's allocator in one call after another: block counted, input left out."""
         torch.cuda.synchronize()
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
@@ -178,14 +187,28 @@ class Subject:
         above = torch.cuda.max_memory_allocated() - before
         self.tidy()
         own = [*self.eager.parameters(), *self.eager.buffers()]
-        return above + sum(tensor.untyped_storage().nbytes() for tensor in own)
+        storages = {storage.data_ptr(): storage.nbytes() for storage in map(Tensor.untyped_storage, own)}
+        return above + sum(storages.values())
+
+    def warm_up(self) -> None:
+        calls, seconds = WARM_UP[self.cell.device]
+        start, done = time.perf_counter(), 0
+        while self.failed is None and (done < calls or time.perf_counter() - start < seconds):
+            self.sample()
+            done += 1
+        self.samples.clear()
 
     def sample(self) -> None:
         try:
             self.samples.append(self.clock(self.call))
             self.tidy()
         except Exception as error:
-            self.failed = failure(error)
+            self.failed = failure(error, self.spent_s)
+
+    @property
+    def spent_s(self) -> float:
+        """Seconds given to this cell: its checks, then its calls."""
+        return self.preparation_s + sum(sample.wall_ms for sample in self.samples) / 1000
 
     @property
     def wall(self) -> Median:
@@ -198,11 +221,11 @@ class Subject:
     def columns(self, reference: Reference) -> dict[str, Any]:
         """The measured columns of the record."""
         wall, cpu = self.wall, median([sample.cpu_ms for sample in self.samples]).value
-        own, unit = (wall.value, reference.wall_ms) if self.cell.device == "cuda" else (cpu, reference.cpu_ms)
-        memory = {}
-        if self.memory_bytes is not None:
-            memory = {"memory_measured_bytes": self.memory_bytes, "memory_source": "allocator"}
-        return memory | {
+        own, unit = (wall.value, reference.wall_ms) if self.x.is_cuda else (cpu, reference.cpu_ms)
+        return {
+            "wall_s": self.spent_s,
+            "memory_measured_bytes": self.memory_bytes,
+            "memory_source": "predicted" if self.memory_bytes is None else "allocator",
             "latency_ms_median": wall.value,
             "latency_ms_ci_low": wall.low,
             "latency_ms_ci_high": wall.high,
@@ -223,9 +246,10 @@ class Reference:
     """A square matrix product: the machine's own measure of speed, in the same rounds."""
 
     def __init__(self, like: Tensor) -> None:
-        a, b = torch.randn(2, REFERENCE_SIDE, REFERENCE_SIDE).to(like.device, like.dtype)
+        side = REFERENCE_SIDE[like.device.type]
+        a, b = torch.randn(2, side, side).to(like.device, like.dtype)
         self.product = lambda: torch.mm(a, b)
-        self.clock = cuda_clock(like.device) if like.is_cuda else cpu_clock
+        self.clock = cuda_clock(like.get_device()) if like.is_cuda else cpu_clock
         self.samples: list[Sample] = []
         for _ in range(3):
             self.clock(self.product)
@@ -242,6 +266,16 @@ class Reference:
         return median([sample.cpu_ms for sample in self.samples]).value
 
 
+def prepare_compiler() -> None:
+    """Forget what was compiled, and let a graph that cannot be compiled fail instead of running eager."""
+    import torch._dynamo
+
+    torch._dynamo.reset()
+    torch._dynamo.config.recompile_limit = 1000
+    torch._dynamo.config.accumulated_recompile_limit = 1000
+    torch._dynamo.config.fail_on_recompile_limit_hit = True
+
+
 def cpu_clock(call: Callable[[], object]) -> Sample:
     """Wall and CPU time of one call; the CPU time is that of all threads of this process."""
     wall, cpu = time.perf_counter_ns(), time.process_time_ns()
@@ -251,8 +285,11 @@ def cpu_clock(call: Callable[[], object]) -> Sample:
 
 
 @cache
-def cuda_clock(device: torch.device) -> Callable[[Callable[[], object]], Sample]:
-    """A clock that reads CUDA events, with the level-2 cache emptied before each call."""
+def cuda_clock(device: int) -> Callable[[Callable[[], object]], Sample]:
+    """A clock that reads CUDA events, with the level-2 cache emptied before each call.
+
+    The device is idle when a call begins, so that its time includes the launches of an eager run.
+    """
     cache_bytes = 2 * torch.cuda.get_device_properties(device).L2_cache_size
     flush = torch.empty(cache_bytes, dtype=torch.int8, device=device)
 
@@ -283,15 +320,18 @@ def no_garbage_collection() -> Iterator[None]:
             gc.enable()
 
 
-def failure(error: Exception) -> Outcome:
+def failure(error: Exception, seconds: float) -> Outcome:
     """The outcome of a cell whose block raised `error`; nothing measured of it is kept."""
-    reason = (str(error) or type(error).__name__).strip().splitlines()[0]
+    columns: dict[str, Any] = {"reason": first_line(error), "wall_s": seconds}
     if isinstance(error, gate.BrokenRuleError):
-        return Outcome("invalid", {"reason": reason})
+        return Outcome("invalid", columns)
     status = "oom" if is_out_of_memory(error) else "error"
-    return Outcome(status, {"reason": reason, "error_type": type(error).__name__})
+    return Outcome(status, columns | {"error_type": type(error).__name__})
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether memory ran out: CUDA has its own class, the CPU allocator only its words."""
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
+    """Whether memory ran out: CUDA has its own class, the CPU and libraries only their words."""
+    words = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "out of memory")
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(
+        each in str(error) for each in words
+    )

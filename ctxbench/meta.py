@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import sys
 import types
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 
@@ -28,10 +30,35 @@ def _dynamo_stand_in() -> Iterator[None]:
     if DYNAMO in sys.modules:
         yield
         return
-    stand_in = types.ModuleType(DYNAMO)
-    stand_in.disable = lambda function, *_, **__: function  # type: ignore[attr-defined]
+    stand_in = _StandIn(DYNAMO)
     sys.modules[DYNAMO] = stand_in
     try:
         yield
     finally:
-        del sys.modules[DYNAMO]
+        stand_in.leave()
+
+
+class _StandIn(types.ModuleType):
+    """Answers to `disable` alone; whoever asks for more gets the real module."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.left_alone: list[Any] = []
+
+    def disable(self, function: Any, *_: Any, **__: Any) -> Any:
+        self.left_alone.append(function)
+        return function
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        self.leave()
+        return getattr(importlib.import_module(DYNAMO), name)
+
+    def leave(self) -> None:
+        """Make room for the real module, and forget what PyTorch remembers of this one."""
+        if sys.modules.get(DYNAMO) is self:
+            del sys.modules[DYNAMO]
+        for function in self.left_alone:
+            vars(function).pop("__dynamo_disable", None)
+        self.left_alone.clear()

@@ -6,16 +6,24 @@ import json
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 SCHEMA_VERSION: Literal[1] = 1
 
 Status = Literal["ok", "skipped", "oom", "timeout", "crashed", "error", "invalid"]
 FAILED: tuple[Status, ...] = ("oom", "timeout", "crashed", "error", "invalid")
 Row = dict[str, Any]
-Count = Annotated[int, Field(ge=0)]
+Count = Annotated[int, Field(ge=0, lt=2**63)]
+Text = Annotated[str, Field(max_length=1000)]
+LongText = Annotated[str, Field(max_length=100_000)]
 Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Score = Annotated[float, Field(allow_inf_nan=False)]
+
+
+TOGETHER = (
+    ("macs_counted", "macs_formula", "params", "memory_predicted_bytes"),
+    ("latency_ms_median", "latency_ms_ci_low", "latency_ms_ci_high", "iterations", "converged"),
+)
 
 
 class Record(BaseModel):
@@ -26,13 +34,13 @@ class Record(BaseModel):
     # identity
     schema_version: Literal[1] = SCHEMA_VERSION
     cell_id: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
-    run_id: str
-    created_utc: str
+    run_id: Text
+    created_utc: Text
     kind: Literal["profile", "task"]
-    block: str
-    spec: str
-    family: str
-    options_json: str
+    block: Text
+    spec: Text
+    family: Text
+    options_json: LongText
     seed: int
     estimated: bool
 
@@ -41,16 +49,16 @@ class Record(BaseModel):
     channels: Count
     height: Count
     width: Count
-    dtype: str
+    dtype: Literal["float64", "float32", "bfloat16", "float16"]
     mode: Literal["infer", "train"]
     compiled: bool
-    device_type: str
-    device_name: str
+    device_type: Literal["cpu", "cuda"]
+    device_name: Text
 
     # outcome
     status: Status
-    reason: str | None = None
-    error_type: str | None = None
+    reason: LongText | None = None
+    error_type: Text | None = None
     wall_s: Amount | None = None
 
     # cost
@@ -59,8 +67,8 @@ class Record(BaseModel):
     macs_formula: Count | None = None
     macs_backward: Count | None = None
     macs_fvcore: Count | None = None
-    fvcore_missed_json: str | None = None
-    uncounted_ops_json: str | None = None
+    fvcore_missed_json: LongText | None = None
+    uncounted_ops_json: LongText | None = None
 
     # memory
     memory_predicted_bytes: Count | None = None
@@ -77,14 +85,14 @@ class Record(BaseModel):
     converged: bool | None = None
     first_call_ms: Amount | None = None
     images_per_s: Amount | None = None
-    latency_samples_json: str | None = None
+    latency_samples_json: LongText | None = None
     load_average: Amount | None = None
 
     # quality
-    task: str | None = None
-    preset: str | None = None
-    dataset: str | None = None
-    metric: str | None = None
+    task: Text | None = None
+    preset: Text | None = None
+    dataset: Text | None = None
+    metric: Text | None = None
     miou: Score | None = None
     context_iou: Score | None = None
     pixel_accuracy: Score | None = None
@@ -95,31 +103,39 @@ class Record(BaseModel):
     precision: Score | None = None
     recall: Score | None = None
     train_iterations: Count | None = None
-    protocol_json: str | None = None
+    protocol_json: LongText | None = None
 
     # environment
-    ctxbench_version: str
-    git_commit: str | None
+    ctxbench_version: Text
+    git_commit: Text | None
     git_dirty: bool | None
-    python: str
-    torch: str
-    cuda: str | None
-    cudnn: str | None
-    driver: str | None
-    cpu: str
+    python: Text
+    torch: Text
+    cuda: Text | None
+    cudnn: Text | None
+    driver: Text | None
+    cpu: Text
     threads: int
     tf32: bool
-    env_hash: str
+    env_hash: Text
+    code_hash: Text
+
+    @model_validator(mode="after")
+    def belongs_together(self) -> Record:
+        """What is only of use together is there together, and the JSON columns hold JSON."""
+        for names in TOGETHER:
+            if len({getattr(self, name) is None for name in names}) > 1:
+                raise ValueError(f"{', '.join(names)} must be given together")
+        for name in type(self).model_fields:
+            text = getattr(self, name)
+            if name.endswith("_json") and text is not None:
+                json.loads(text, parse_constant=_refuse_constant)
+        return self
 
     @property
     def row(self) -> Row:
-        """The columns, with the headline MACs and memory and the number of pixels beside them."""
-        measured, predicted = self.memory_measured_bytes, self.memory_predicted_bytes
-        return self.model_dump() | {
-            "macs": self.macs_counted,
-            "memory_bytes": predicted if measured is None else measured,
-            "pixels": self.height * self.width,
-        }
+        """The columns, with the headline MACs and the number of pixels beside them."""
+        return self.model_dump() | {"macs": self.macs_counted, "pixels": self.height * self.width}
 
     def to_json(self) -> str:
         return json.dumps(self.model_dump(), indent=1, allow_nan=False) + "\n"
@@ -165,8 +181,8 @@ METRICS = {
         Metric("macs", "MACs", "G", GIGA),
         Metric("macs_backward", "backward", "G", GIGA),
         Metric("macs_fvcore", "fvcore", "G", GIGA),
-        Metric("memory_bytes", "peak memory", "MiB", MIB),
-        Metric("memory_predicted_bytes", "predicted", "MiB", MIB),
+        Metric("memory_predicted_bytes", "predicted peak", "MiB", MIB),
+        Metric("memory_measured_bytes", "allocator's peak", "MiB", MIB),
         Metric("latency_ms_median", "latency", "ms", 1),
         Metric("latency_cpu_ms_median", "CPU time", "ms", 1),
     )

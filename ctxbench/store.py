@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ctxbench.errors import UsageError
+from ctxbench.errors import UsageError, WriteError, first_line
 from ctxbench.record import Record, Row
 
 if TYPE_CHECKING:
     import pandas as pd
 
-MAX_RECORD_BYTES = 8 * 2**20
+MAX_RECORD_BYTES = 2**20
+NUMBERS = ("macs", "memory_predicted_bytes", "latency_ms_median", "latency_ms_ci_low", "latency_ms_ci_high")
 TEMPORARY = re.compile(r".*\.tmp-\d+-[0-9a-f]+")
 STALE_AFTER_S = 3600
 
@@ -42,8 +43,8 @@ class RunStore:
         self.records = folder / "records"
 
     @classmethod
-    def create(cls, folder: Path, fresh: bool = False) -> RunStore:
-        """Open the folder for writing; `fresh` removes the records it holds.
+    def create(cls, folder: Path) -> RunStore:
+        """Open the folder for writing, and sweep what writers left that died.
 
         Raises:
             UsageError: if it is a file or cannot be written to.
@@ -52,7 +53,7 @@ class RunStore:
         try:
             store.records.mkdir(parents=True, exist_ok=True)
             for path in store.records.iterdir():
-                if (fresh and path.suffix == ".json") or _is_stale(path):
+                if _is_stale(path):
                     path.unlink(missing_ok=True)
         except FileExistsError as error:
             raise UsageError(f"{error.filename} is a file; choose another folder with --out") from None
@@ -83,8 +84,14 @@ class RunStore:
         write_atomically(self.records / f"{record.cell_id}.json", record.to_json())
 
     def write_run(self, about: dict[str, Any]) -> None:
-        """Write what concerns the whole run: its command and the machine."""
-        write_atomically(self.folder / "run.json", json.dumps(about, indent=1, sort_keys=True) + "\n")
+        """Add to `run.json` what concerns a whole command: its words and the machine."""
+        path = self.folder / "run.json"
+        try:
+            history = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            history = []
+        history = [*history, about] if isinstance(history, list) else [about]
+        write_atomically(path, json.dumps(history, indent=1, sort_keys=True) + "\n")
 
     def read(self) -> tuple[list[Record], list[Unreadable]]:
         """All records, by file name, and the files that are none.
@@ -101,7 +108,7 @@ class RunStore:
             try:
                 records.append(_read_record(path))
             except (OSError, ValueError, RecursionError) as error:
-                unreadable.append(Unreadable(path, _first_line(error)))
+                unreadable.append(Unreadable(path, _reason(error)))
         return records, unreadable
 
 
@@ -110,20 +117,27 @@ def to_frame(rows: list[Row]) -> pd.DataFrame:
     import pandas as pd
 
     frame = pd.DataFrame(rows)
-    for column in ("macs", "memory_bytes", "latency_ms_median", "latency_ms_ci_low", "latency_ms_ci_high"):
+    for column in NUMBERS:
         frame[column] = frame[column].astype(float)
     return frame
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Replace `path` by `text`: whatever happens, it is either old or complete."""
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Replace `path` by `content`: whatever happens, it is either old or complete.
+
+    Raises:
+        WriteError: naming the path and the reason.
+    """
+    data = content.encode() if isinstance(content, str) else content
     temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}-{secrets.token_hex(4)}")
     try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
+        with temporary.open("wb") as file:
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        raise WriteError(f"cannot write {path}: {error.strerror}") from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -138,16 +152,21 @@ def _read_record(path: Path) -> Record:
     return record
 
 
-def _first_line(error: Exception) -> str:
+def _reason(error: Exception) -> str:
     """What was wrong, on one line."""
     from pydantic import ValidationError
 
     if isinstance(error, ValidationError):
         first = error.errors(include_url=False)[0]
         return f"{'.'.join(map(str, first['loc'])) or 'record'}: {first['msg']}"
-    return (str(error) or type(error).__name__).splitlines()[0]
+    return first_line(error)
 
 
 def _is_stale(path: Path) -> bool:
     """Whether this is a temporary file that nobody is writing any more."""
-    return bool(TEMPORARY.fullmatch(path.name)) and time.time() - path.stat().st_mtime > STALE_AFTER_S
+    if not TEMPORARY.fullmatch(path.name):
+        return False
+    try:
+        return time.time() - path.stat().st_mtime > STALE_AFTER_S
+    except FileNotFoundError:  # its writer has just finished
+        return False

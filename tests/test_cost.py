@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import blocks
+from blocks import registry
 from ctxbench.cost import Cost, count_with_fvcore, estimate, trace
 from ctxbench.presets import PRESETS
 from ctxbench.published import measured_value
@@ -209,6 +210,25 @@ def test_the_input_and_the_outputs_gradient_are_left_out_and_parameters_counted_
             self.register_buffer("view", self.unused[:5])
 
     assert peak(HandsOn()) == peak(Shares()) == peak(HandsOn(), training=True) == OWN
+
+
+def test_a_block_with_tensors_of_its_own_on_the_cpu_is_estimated_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Stubborn(Mix):
+        def __init__(self, channels: int) -> None:
+            super().__init__()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.mix(x) * torch.ones(Mix.WIDTH, 1, 1, device="cpu")
+
+    blocks.names()  # find those of the catalogue first
+    monkeypatch.setattr(registry, "_catalogue", dict(registry._catalogue))
+    about = dict.fromkeys(("title", "family", "summary", "complexity", "formula"), "for a test")
+    blocks.register("stubborn", **about, paper=None)(Stubborn)
+    found = cost("stubborn", channels=str(Mix.WIDTH))
+    assert found.macs_agree
+    assert found.memory_bytes > 2 * Mix.WIDTH * 24 * 20 * FLOAT32
 
 
 def test_a_second_run_finds_the_same_peak() -> None:

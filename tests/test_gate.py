@@ -88,11 +88,11 @@ class WritesState(Good):
 
 
 class Inaccurate(Good):
-    """As if the block had lost digits on the way; in float64 it has them."""
+    """As if half of what the block adds had been lost on the way; in float64 it is there."""
 
     def forward(self, x: Tensor) -> Tensor:
         y = super().forward(x)
-        return y if y.dtype == torch.float64 else y * 1.5
+        return y if y.dtype == torch.float64 else (x + y) / 2
 
 
 class Detached(Good):
@@ -179,6 +179,30 @@ def test_an_error_behind_a_closed_gate_does_not_hide() -> None:
     assert torch.equal(MixesBehindGate()(x), x)
     with pytest.raises(gate.BrokenRuleError, match="images of a batch"):
         gate.check(MixesBehindGate, "cpu", torch.float32)
+
+
+def test_an_error_in_what_is_added_does_not_hide_behind_the_input() -> None:
+    class SmallAndWrong(Good):
+        def forward(self, x: Tensor) -> Tensor:
+            added = 0.01 * (super().forward(x) - x)
+            return x + (added if x.dtype == torch.float64 else 1.1 * added)
+
+    with pytest.raises(gate.BrokenRuleError, match="agrees with float64"):
+        gate.check(SmallAndWrong, "cpu", torch.float32)
+
+
+@pytest.mark.parametrize(("dtype", "scale"), [(torch.float32, 1e-5), (torch.bfloat16, 1e-3)], ids=str)
+def test_a_small_branch_may_lose_the_digits_that_the_output_cannot_hold(
+    dtype: torch.dtype, scale: float
+) -> None:
+    """A branch behind a small scale that is learned, as many blocks have one, is no error."""
+
+    class LayerScale(Good):
+        def __init__(self) -> None:
+            super().__init__()
+            nn.init.constant_(self.gate, scale)
+
+    gate.check(LayerScale, "cpu", dtype)
 
 
 def test_what_training_may_do_is_no_fault() -> None:

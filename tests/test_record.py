@@ -67,6 +67,11 @@ def make_record(**fields: Any) -> Record:
     return Record(**(IDENTITY | MEASURED | fields))
 
 
+def no_times() -> dict[str, None]:
+    """The columns of a record whose latency was not measured."""
+    return dict.fromkeys(name for name in Record.model_fields if name.startswith(("latency", "images")))
+
+
 def failed_record(status: str, reason: str, **fields: Any) -> Record:
     """A record of a cell of which nothing was measured."""
     return Record(**(IDENTITY | {"status": status, "reason": reason} | fields))
@@ -77,7 +82,17 @@ amount = st.floats(0, allow_nan=False, allow_infinity=False) | st.none()
 score = st.floats(allow_nan=False, allow_infinity=False) | st.none()
 text = st.text() | st.none()
 records = st.builds(
-    make_record,
+    lambda macs, times, **fields: make_record(
+        macs_counted=macs,
+        macs_formula=macs,
+        **(
+            no_times()
+            | dict.fromkeys(("latency_ms_median", "latency_ms_ci_low", "latency_ms_ci_high"), times)
+        ),
+        **fields,
+    ),
+    macs=count,
+    times=amount,
     cell_id=st.text("0123456789abcdef", min_size=16, max_size=16),
     block=st.text(),
     spec=st.text(),
@@ -87,9 +102,7 @@ records = st.builds(
     reason=text,
     wall_s=amount,
     params=count,
-    macs_counted=count,
-    latency_ms_median=amount,
-    images_per_s=amount,
+    first_call_ms=amount,
     converged=st.booleans() | st.none(),
     miou=score,
     fid=score,

@@ -231,7 +231,7 @@ def test_channels_that_do_not_split_into_heads_are_refused_before_anything_runs(
     ids=lambda axes: str(axes)[:50],
 )
 def test_a_number_beyond_all_measure_is_the_users_mistake_and_no_crash(axes: dict[str, str]) -> None:
-    assert len(refusal(**axes)) < 300
+    assert refusal(**axes)
 
 
 def test_float16_is_refused_on_a_cpu_and_nowhere_else() -> None:
@@ -369,6 +369,7 @@ def test_an_id_depends_neither_on_the_order_of_options_nor_on_naming_defaults() 
     assert only_cell(blocks="ham-nmf[rank=64,gradient=one-step]").id == plain.id
     one, other = "ham-nmf[rank=8,spatial=False]", "ham-nmf[spatial=False,rank=8]"
     assert only_cell(blocks=one).id == only_cell(blocks=other).id != plain.id
+    assert dataclasses.replace(plain, options=plain.options[::-1]).id == plain.id
     assert only_cell(blocks="ham-cd[inv_t=100]").id == only_cell(blocks="ham-cd").id
 
 

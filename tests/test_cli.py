@@ -1,0 +1,461 @@
+"""The command line: what it prints, where it prints it, and the exit code it leaves."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner, Result
+
+import blocks
+from blocks import registry
+from ctxbench import __version__, environment, measure, presets, published
+from ctxbench.cli import main
+from ctxbench.spec import Grid
+from tests.test_record import make_record
+
+HERE = Path(__file__).parents[1]
+QUICK = ("--channels", "8", "--resolutions", "4")
+
+
+@pytest.fixture(autouse=True)
+def apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """An empty working folder, a catalogue to be thrown away, and no more rounds than are needed."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
+    monkeypatch.setattr(environment, "git_state", lambda: ("0123456789ab", False))
+    monkeypatch.setattr(measure, "REFERENCE_SIDE", 8)
+    monkeypatch.setattr(measure, "BUDGET_S", 0.0)
+    blocks.names()  # find those of the catalogue first
+    monkeypatch.setattr(registry, "_catalogue", dict(registry._catalogue))
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+def ctxbench(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments], prog_name="ctxbench")
+
+
+def profile(*arguments: str | Path) -> Result:
+    return ctxbench("profile", *arguments, *QUICK)
+
+
+def refusal(*arguments: str | Path) -> str:
+    """The one line on standard error with which the user is sent back."""
+    result = ctxbench(*arguments)
+    assert result.exit_code == 2, result.output
+    assert result.stdout == ""
+    lines = result.stderr.splitlines()
+    assert len(lines) == 1, result.stderr
+    assert lines[0].startswith("ctxbench: ")
+    assert len(lines[0]) < 600
+    return lines[0]
+
+
+PLUGIN = """
+import os, signal
+from pathlib import Path
+import torch
+from torch import Tensor, nn
+from blocks import ContextBlock, register
+
+@register("{name}", title="Mine", family="mine", summary="adds the mean", complexity="O(n)",
+          formula="Y = X + W mean(X)", paper=None)
+class Mine(ContextBlock):
+    def __init__(self, channels: int, *, bias: bool = True) -> None:
+        super().__init__(channels)
+        self.mix = nn.Conv2d(channels, channels, 1, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        {before}
+        return x + self.mix(x.mean((2, 3), keepdim=True))
+
+    def macs(self, height: int, width: int) -> int:
+        return self.channels**2
+
+    def param_count(self) -> int:
+        return sum(parameter.numel() for parameter in self.parameters())
+"""
+
+
+def plugin(path: Path, name: str = "my-block", before: str = "pass") -> Path:
+    """A file that registers a block; `before` is what its forward does first."""
+    path.write_text(PLUGIN.format(name=name, before=before))
+    return path
+
+
+def files(folder: Path) -> set[Path]:
+    return {path for path in folder.rglob("*") if path.is_file()}
+
+
+# Exit codes
+
+
+def test_success_is_0_and_prints_a_table_and_where_the_records_are(tmp_path: Path) -> None:
+    result = profile("--blocks", "none,a2", "--modes", "infer,train", "--out", tmp_path / "run")
+    assert result.exit_code == 0, result.output
+    for part in (
+        "1x8x4x4, inference, float32",
+        "training",
+        "a2",
+        "latency (ms)",
+        "/ none",
+        "ctxbench report",
+    ):
+        assert part in result.stdout
+    assert len(files(tmp_path / "run" / "records")) == 4
+
+
+def test_the_default_folder_is_named_after_the_grid() -> None:
+    for _ in range(2):
+        assert profile("--blocks", "none", "--estimate").exit_code == 0
+    assert profile("--blocks", "a2", "--estimate").exit_code == 0
+    runs = [path.name for path in Path("results/runs").iterdir()]
+    assert len(runs) == 2
+    assert all(re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,63}", name) for name in runs)
+
+
+def test_a_failed_cell_is_1_and_the_others_are_measured(tmp_path: Path) -> None:
+    mine = plugin(tmp_path / "mine.py", before="raise RuntimeError('it broke')")
+    result = profile("--blocks", "my-block,none", "--plugin", mine)
+    assert result.exit_code == 1
+    assert "error: it broke" in result.stdout
+    assert re.search(r"none .*±", result.stdout)
+    assert "Traceback" not in result.output
+
+
+def test_a_skipped_cell_is_a_result_and_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(environment, "free_bytes", lambda device: 0)
+    result = profile("--blocks", "self-attn")
+    assert result.exit_code == 0
+    assert "skipped: needs" in result.stdout
+
+
+def test_an_interrupt_is_130_and_the_same_command_goes_on_from_there(tmp_path: Path) -> None:
+    """A real Ctrl-C, in the middle of the second resolution."""
+    strike = "x.shape[-1] == 6 and not Path('struck').exists() and "
+    strike += "(Path('struck').touch(), os.kill(os.getpid(), signal.SIGINT))"
+    mine = plugin(tmp_path / "mine.py", before=strike)
+    command = ("profile", "--blocks", "none,my-block", "--resolutions", "4,6", "--channels", "8")
+    command += ("--plugin", str(mine), "--out", "run")
+    # The estimate of the block meets the interrupt first.
+    result = ctxbench(*command)
+    assert result.exit_code == 130
+    assert "interrupted; the same command goes on from here" in result.stderr
+    assert "Traceback" not in result.output
+    kept = {path: path.stat().st_mtime_ns for path in files(Path("run/records"))}
+    assert len(kept) == 2
+    again = ctxbench(*command)
+    assert again.exit_code == 0
+    assert "2 of 4 cells are known already" in again.stderr
+    now = files(Path("run/records"))
+    assert len(now) == 4
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+
+
+def test_a_full_disk_is_1_and_names_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(file: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    result = profile("--blocks", "none", "--estimate", "--out", "run")
+    assert result.exit_code == 1
+    assert "No space left on device" in result.stderr
+    assert "run/" in result.stderr, "where there is no space"
+    assert "Traceback" not in result.output
+    assert [path for path in files(Path("run")) if path.suffix != ".json"] == []
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        ("--blocks ham-nfm", ["unknown block 'ham-nfm'", "did you mean 'ham-nmf'?"]),
+        ("--blocks zzz", ["unknown block 'zzz'", "self-attn"]),
+        ("--blocks ham-nmf[rnk=8]", ["no option 'rnk'", "rank"]),
+        ("--blocks ham-nmf[gradient=full]", ["gradient='full' is not accepted", "one-step"]),
+        ("--blocks ham-nmf[rank=many]", ["rank='many' is not accepted", "whole number"]),
+        ("--blocks ham-nmf[rank=1or]", ["rank='1or' is not accepted", "whole number"]),
+        ("--blocks self-attn[heads=3] --channels 8", ["self-attn[heads=3]", "channels", "divisor of 8"]),
+        ("--blocks none --modes walk", ["--modes: 'walk'", "infer, train"]),
+        ("--blocks none --dtypes int8", ["--dtypes: 'int8'", "float32"]),
+        ("--blocks none --dtypes float16 --device cpu", ["float16", "bfloat16"]),
+        ("--blocks none --device tpu", ["--device: 'tpu'", "auto, cpu, cuda"]),
+        ("--preset papr", ["--preset: 'papr'", "paper"]),
+        ("--blocks none --resolutions 0", ["--resolutions: '0'", "64x128"]),
+        ("--blocks none --resolutions -5", ["--resolutions: '-5'", "64x128"]),
+        ("--blocks none --resolutions big", ["--resolutions: 'big'", "64x128"]),
+        ("--blocks none --batch 0", ["--batch: '0'", "above 0"]),
+        ("--blocks none --channels -1", ["--channels: '-1'", "above 0"]),
+        ("--blocks none --threads 0", ["--threads", "0"]),
+        ("--blocks none --threads many", ["--threads", "many"]),
+        ("--blocks none --out file", ["file", "--out"]),
+        ("--blocks none --out file/run", ["file/run", "--out"]),
+        ("", ["--blocks is missing", "--blocks ham-nmf,self-attn"]),
+        ("--modes train", ["--blocks is missing"]),
+        ("--blocks none --colour red", ["--colour"]),
+        ("--blocks none extra", ["extra"]),
+        ("--blocks", ["--blocks"]),
+    ],
+)
+def test_a_mistake_is_2_and_one_line_that_says_what_to_type(arguments: str, parts: list[str]) -> None:
+    Path("file").write_text("mine")
+    line = refusal("profile", *arguments.split())
+    for part in parts:
+        assert part in line
+    assert files(Path()) == {Path("file")}, "nothing is written"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
+def test_an_absent_gpu_is_a_mistake_only_if_it_was_asked_for() -> None:
+    assert "use --device cpu" in refusal("profile", "--blocks", "none", "--device", "cuda")
+    assert profile("--blocks", "none", "--estimate").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        ("blocks ham-nfm", ["unknown block 'ham-nfm'", "did you mean 'ham-nmf'?"]),
+        ("blocks none --bibtex", ["'none'", "no paper"]),
+        ("blocks --bibtex", ["--bibtex needs the name of a block", "ctxbench blocks NAME --bibtex"]),
+        ("report nowhere", ["nowhere holds no run", "ctxbench profile --out nowhere"]),
+        ("report file", ["file is a file", "folder of a run"]),
+        ("report empty", ["empty holds no run"]),
+        ("report", ["RUN"]),
+        ("report run --baseline nine", ["no record of 'nine'", "ham-nmf"]),
+        ("report run --out file", ["cannot write", "file"]),
+        ("profle", ["profle"]),
+        ("--colour", ["--colour"]),
+    ],
+)
+def test_other_commands_tell_mistakes_the_same_way(arguments: str, parts: list[str]) -> None:
+    Path("file").write_text("mine")
+    Path("empty").mkdir()
+    Path("run/records").mkdir(parents=True)
+    record = make_record()
+    Path(f"run/records/{record.cell_id}.json").write_text(record.to_json())
+    line = refusal(*arguments.split())
+    for part in parts:
+        assert part in line
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read anything")
+def test_a_folder_that_may_not_be_read_is_a_mistake() -> None:
+    Path("run/records").mkdir(parents=True)
+    Path("run/records").chmod(0)
+    assert "Permission denied" in refusal("report", "run")
+
+
+def test_measurements_of_another_environment_are_a_mistake_with_two_ways_out() -> None:
+    assert profile("--blocks", "none", "--out", "run").exit_code == 0
+    line = refusal("profile", "--blocks", "none", "--out", "run", "--threads", "2", *QUICK)
+    assert "threads 1 -> 2" in line
+    assert "--fresh" in line
+    assert profile("--blocks", "none", "--out", "run", "--threads", "2", "--fresh").exit_code == 0
+
+
+# What is printed
+
+
+@pytest.mark.parametrize("more", [[], ["--estimate"]], ids=["measured", "estimated"])
+def test_json_is_the_records_and_nothing_else_on_standard_output(more: list[str]) -> None:
+    result = profile("--blocks", "none,a2", "--json", "--out", "run", *more)
+    printed = json.loads(result.stdout)
+    assert [record["spec"] for record in printed] == ["none", "a2"]
+    on_disk = [json.loads(path.read_text()) for path in Path("run/records").iterdir()]
+    assert sorted(printed, key=str) == sorted(on_disk, key=str)
+    assert printed[0]["memory_measured_bytes"] is None
+
+
+def test_json_of_a_failure_is_json_too(tmp_path: Path) -> None:
+    mine = plugin(tmp_path / "mine.py", before="raise RuntimeError('it broke')")
+    result = profile("--blocks", "my-block", "--json", "--plugin", mine)
+    assert result.exit_code == 1
+    assert json.loads(result.stdout)[0]["reason"] == "it broke"
+
+
+def test_a_dry_run_prints_the_cells_and_writes_nothing() -> None:
+    result = profile("--blocks", "none,ham-nmf[rank=4/8]", "--dry-run", "--out", "run")
+    assert result.exit_code == 0
+    lines = result.stdout.splitlines()
+    expected = Grid(blocks="none,ham-nmf[rank=4/8]", resolutions="4", channels="8").cells()
+    assert [line.split()[1] for line in lines] == [cell.label for cell in expected]
+    assert all("1x8x4x4" in line and "float32" in line and "infer" in line for line in lines)
+    assert list(Path().iterdir()) == []
+
+
+def test_a_run_started_again_measures_nothing_and_prints_the_same() -> None:
+    command = ("--blocks", "none,a2", "--out", "run")
+    first = profile(*command)
+    again = profile(*command)
+    assert again.stdout == first.stdout
+    assert "2 of 2 cells are known already" in again.stderr
+
+
+def test_blocks_lists_every_block() -> None:
+    result = ctxbench("blocks")
+    assert result.exit_code == 0
+    for name in blocks.names():
+        assert re.search(rf"\b{name}\b", result.stdout)
+
+
+def test_a_block_is_shown_with_its_options_and_its_paper() -> None:
+    result = ctxbench("blocks", "ham-nmf")
+    for part in ("O(n d r)", "rank=64", "gradient=one-step", "ICLR 2021", "https://"):
+        assert part in result.stdout
+    bibtex = ctxbench("blocks", "ham-nmf", "--bibtex").stdout
+    assert bibtex.startswith("@inproceedings{geng2021attention")
+    assert bibtex.strip().endswith("}")
+
+
+def test_report_writes_a_page_and_says_where() -> None:
+    profile("--blocks", "none,self-attn", "--out", "run")
+    result = ctxbench("report", "run", "--out", "here")
+    assert (result.exit_code, result.stdout) == (0, "report: here/index.html\n")
+    assert "self-attn" in Path("here/index.html").read_text(encoding="utf-8")
+
+
+def test_the_papers_preset_prints_the_published_numbers_beside_ours() -> None:
+    result = ctxbench("profile", "--preset", "paper", "--estimate", "--out", "run")
+    assert result.exit_code == 0
+    assert "Published numbers beside measured ones" in result.stdout
+    lines = result.stdout.splitlines()
+    printed = [
+        row
+        for row in published.load("paper")
+        if row["table"] == "Table 3" and row["metric"] in published.LABELS and row["block"] in blocks.names()
+    ]
+    assert len(printed) == 20
+    for row in printed:
+        value = f"{float(row['value']):,.{len(row['value'].partition('.')[2])}f}"
+        quantity = published.LABELS[row["metric"]]
+        assert [
+            line for line in lines if f" {row['spec']} " in line and quantity in line and value in line
+        ], row
+
+
+def test_a_presets_axes_can_be_changed() -> None:
+    result = ctxbench("profile", "--preset", "paper", "--resolutions", "8", "--modes", "infer", "--dry-run")
+    assert len(result.stdout.splitlines()) == 5
+    assert all("1x512x8x8" in line for line in result.stdout.splitlines())
+
+
+def test_the_demo_goes_from_cells_to_a_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    small: dict[str, Any] = {"blocks": "none,self-attn", "channels": "8"}
+    grids = Grid(resolutions="4,6", **small), Grid(resolutions="8", estimated=True, **small)
+    monkeypatch.setattr(presets, "DEMO", grids)
+    monkeypatch.setattr(presets, "DEMO_SHOWN", (4, 6, 8), raising=False)
+    result = ctxbench("demo", "--out", "tour")
+    assert result.exit_code == 0, result.output
+    assert "tour/index.html" in result.stdout
+    assert "self-attn" in Path("tour/index.html").read_text(encoding="utf-8")
+
+
+# Plug-ins
+
+
+def test_a_plugged_in_block_is_listed_and_measured_like_any_other(tmp_path: Path) -> None:
+    mine = plugin(tmp_path / "mine.py")
+    listed = ctxbench("blocks", "--plugin", mine).stdout
+    assert "my-block" in listed
+    assert "adds the mean" in listed
+    assert "bias=True" in ctxbench("blocks", "my-block", "--plugin", mine).stdout
+    result = profile("--blocks", "my-block[bias=True/False],my-*", "--plugin", mine, "--json")
+    assert [(row["spec"], row["status"]) for row in json.loads(result.stdout)] == [
+        ("my-block", "ok"),
+        ("my-block[bias=False]", "ok"),
+    ]
+
+
+def test_two_plug_ins_can_be_given(tmp_path: Path) -> None:
+    one, other = plugin(tmp_path / "one.py", "one"), plugin(tmp_path / "other.py", "other")
+    result = profile("--blocks", "one,other", "--plugin", one, "--plugin", other, "--estimate")
+    assert result.exit_code == 0
+
+
+def test_an_absent_or_broken_plug_in_is_a_mistake_that_names_the_file(tmp_path: Path) -> None:
+    broken = {
+        "raises.py": "raise RuntimeError('first line\\nsecond line')",
+        "syntax.py": "def",
+        "imports.py": "import no_such_module",
+        "lacks.py": PLUGIN.format(name="mine", before="pass").replace('title="Mine"', 'title=""'),
+        "bad_name.py": PLUGIN.format(name="My Block", before="pass"),
+    }
+    expected = ("first line", "SyntaxError", "no_such_module", "lacks title", "My Block")
+    for (name, text), part in zip(broken.items(), expected, strict=True):
+        (tmp_path / name).write_text(text)
+        line = refusal("blocks", "--plugin", name)
+        assert name in line
+        assert part in line
+    assert "no file absent.py" in refusal("profile", "--blocks", "none", "--plugin", "absent.py")
+    assert "no file" in refusal("profile", "--blocks", "none", "--plugin", tmp_path)
+
+
+def test_a_name_that_is_taken_is_told_with_both_places(tmp_path: Path) -> None:
+    line = refusal("blocks", "--plugin", plugin(tmp_path / "mine.py", "ham-nmf"))
+    assert "mine.py" in line
+    assert "hamburger.py" in line
+    one, other = plugin(tmp_path / "one.py", "same"), plugin(tmp_path / "other.py", "same")
+    line = refusal("blocks", "--plugin", one, "--plugin", other)
+    assert "one.py" in line
+    assert "other.py" in line
+
+
+def run(*command: str, folder: Path = HERE) -> subprocess.CompletedProcess[str]:
+    environ = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE)}
+    return subprocess.run(
+        [sys.executable, *command], capture_output=True, text=True, cwd=folder, env=environ, check=False
+    )
+
+
+def test_a_plugged_in_block_is_tried_by_the_conformance_suite(tmp_path: Path) -> None:
+    good = plugin(tmp_path / "good.py", "my-good-block")
+    bad = plugin(tmp_path / "bad.py", "my-bad-block", before="x.detach().clamp_(min=-1.0)")
+    suite = ("-m", "pytest", "tests/test_conformance.py", "-q", "-p", "no:cacheprovider", "--tb=no")
+    found = run(*suite, "--plugin", str(good), "--plugin", str(bad), "-k", "my-good-block or my-bad-block")
+    failed = re.findall(r"^FAILED .*?::(\w+)\[(.*?)\]", found.stdout, re.MULTILINE)
+    assert failed, found.stdout + found.stderr
+    assert all("my-bad-block" in case for _, case in failed), found.stdout
+    assert "test_the_input_is_never_modified" in {test for test, _ in failed}
+    passed = re.search(r"(\d+) passed", found.stdout)
+    assert passed is not None
+    assert int(passed[1]) > 20
+
+
+# Start
+
+
+HELP = """
+import sys
+from ctxbench.cli import main
+try:
+    main({arguments})
+finally:
+    heavy = {{"torch", "pandas", "matplotlib", "numpy", "fvcore", "rich", "jinja2"}} & set(sys.modules)
+    assert not heavy, heavy
+"""
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["profile", "--help"], ["--version"]], ids=" ".join)
+def test_help_waits_for_no_heavy_package(arguments: list[str]) -> None:
+    found = run("-c", HELP.format(arguments=arguments))
+    assert (found.returncode, found.stderr) == (0, "")
+    assert ("Usage: " in found.stdout) or __version__ in found.stdout
+
+
+def test_the_program_runs_as_a_module_with_its_exit_code_and_no_traceback(tmp_path: Path) -> None:
+    found = run("-m", "ctxbench", "report", "nowhere", folder=tmp_path)
+    assert (found.returncode, found.stdout) == (2, "")
+    assert found.stderr == "ctxbench: nowhere holds no run; make one with: ctxbench profile --out nowhere\n"
