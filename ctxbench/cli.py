@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
-import inspect
+import io
 import json
+import shlex
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,12 +16,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ctxbench import __version__
-from ctxbench.errors import UsageError
+from ctxbench.errors import UsageError, WriteError
 
 if TYPE_CHECKING:
     from ctxbench.record import Record
-    from ctxbench.runner import Run
-    from ctxbench.spec import Grid
+    from ctxbench.spec import Cell, Grid
 
 OK, SOME_FAILED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
 RUNS = Path("results/runs")
@@ -33,24 +35,32 @@ plugin_option = click.option(
 
 
 class Program(click.Group):
-    """A group whose mistakes are told in one line, whoever found them."""
+    """A group whose commands return their exit code, and whose mistakes are told in one line."""
 
     def main(self, *args: Any, **extra: Any) -> Any:
+        # A terminal that cannot show a character gets a question mark, and SIGTERM ends like Ctrl-C.
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="replace")
+        with contextlib.suppress(ValueError):  # not in the main thread
+            signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
             code = super().main(*args, **(extra | {"standalone_mode": False}))
-        except (click.ClickException, UsageError) as error:
-            message = error.format_message() if isinstance(error, click.ClickException) else str(error)
-            code = say(message, WRONG_USAGE)
+        except click.ClickException as error:
+            code = say(error.format_message(), WRONG_USAGE)
+        except UsageError as error:
+            code = say(str(error), WRONG_USAGE)
+        except WriteError as error:
+            code = say(str(error), SOME_FAILED)
         except click.Abort:
             code = say("interrupted; the same command goes on from here", INTERRUPTED)
-        except OSError as error:
-            code = say(f"{error.filename or 'writing'}: {error.strerror}", SOME_FAILED)
         sys.exit(code)
 
 
 def say(message: str, code: int) -> int:
     """One line on standard error; returns the exit code that goes with it."""
-    click.echo(f"ctxbench: {' '.join(message.split())}", err=True)
+    line = " ".join(message.split())
+    click.echo("ctxbench: " + "".join(mark for mark in line if mark.isprintable()), err=True)
     return code
 
 
@@ -69,15 +79,28 @@ def main(context: click.Context) -> None:
 @click.argument("name", required=False)
 @click.option("--bibtex", is_flag=True, help="Print the BibTeX entry of the block's paper alone.")
 @plugin_option
-def blocks_command(name: str | None, bibtex: bool, plugins: tuple[Path, ...]) -> None:
+def blocks_command(name: str | None, bibtex: bool, plugins: tuple[Path, ...]) -> int:
     """List the blocks, or show one in detail."""
+    import blocks
+    from ctxbench import console
+
     load_plugins(plugins)
+    if bibtex and name is None:
+        raise UsageError("--bibtex needs the name of a block: ctxbench blocks NAME --bibtex")
     if name is None:
-        if bibtex:
-            raise UsageError("--bibtex needs the name of a block: ctxbench blocks NAME --bibtex")
-        list_blocks()
+        console.list_blocks()
+        return OK
+    try:
+        info = blocks.info(name)
+    except blocks.UnknownBlockError as error:
+        raise UsageError(str(error)) from None
+    if not bibtex:
+        console.show_block(info)
+    elif info.paper is None:
+        raise UsageError(f"block {name!r} comes from no paper")
     else:
-        show_block(name, bibtex)
+        click.echo(info.paper.bibtex)
+    return OK
 
 
 @main.command("profile")
@@ -117,20 +140,27 @@ def profile_command(
     as_json: bool,
     plugins: tuple[Path, ...],
     **axes: str | None,
-) -> None:
+) -> int:
     """Measure MACs, memory and latency of blocks over a grid of inputs."""
     prepare_torch()
     load_plugins(plugins)
     grid = make_grid(preset, blocks=specs, **axes)
     grid = dataclasses.replace(grid, device=choose_device(device), compiled=compiled, estimated=estimate)
-    run = make_run(grid, threads, out, fresh, dry_run)
+    cells = grid.cells()
     if dry_run:
-        for cell in run.cells:
+        for cell in cells:
             click.echo(
                 f"{cell.id}  {cell.label}  {'x'.join(map(str, cell.shape))}  {cell.dtype}  {cell.mode}"
             )
-        return
-    finish(execute(run), run.store.folder, as_json, baseline=run.cells[0].label)
+        return OK
+    folder = out or RUNS / default_name(cells, threads)
+    records = execute(cells, folder, grid.device, threads, fresh)
+    if as_json:
+        click.echo(json.dumps([record.model_dump() for record in records], indent=1, allow_nan=False))
+    else:
+        print_leaderboards(records, baseline=cells[0].label)
+        click.echo(f"records: {folder}   page: {shlex.join(['ctxbench', 'report', str(folder)])}")
+    return exit_code(records)
 
 
 @main.command("report")
@@ -139,32 +169,32 @@ def profile_command(
     "--out", type=click.Path(path_type=Path), default="report", show_default=True, help="Folder to write."
 )
 @click.option("--baseline", help="The block that ratios refer to (default self-attn, if there is one).")
-def report_command(runs: tuple[Path, ...], out: Path, baseline: str | None) -> None:
+def report_command(runs: tuple[Path, ...], out: Path, baseline: str | None) -> int:
     """Turn runs into a page, Markdown tables and figures."""
     from ctxbench.report import Report
 
     report = Report.of(list(runs), baseline)
     click.echo(f"report: {report.write(out)}")
+    return OK
 
 
 @main.command("demo")
 @click.option(
     "--out", type=click.Path(path_type=Path), default="report", show_default=True, help="Folder to write."
 )
-def demo_command(out: Path) -> None:
-    """The tour: profile a few blocks on this machine and write a report; minutes, no download."""
+@click.option("--fresh", is_flag=True, help="Measure again what the folder holds already.")
+def demo_command(out: Path, fresh: bool) -> int:
+    """Profile a few blocks on this machine and write a report: minutes, no download."""
     prepare_torch()
     from ctxbench.presets import DEMO, DEMO_SHOWN
     from ctxbench.report import Report
-    from ctxbench.runner import Run
-    from ctxbench.store import RunStore
 
     device, folder = choose_device("auto"), out / "run"
     cells = [cell for grid in DEMO for cell in dataclasses.replace(grid, device=device).cells()]
-    records = execute(Run(cells, RunStore.create(folder), device, threads=1))
+    records = execute(cells, folder, device, threads=1, fresh=fresh)
     print_leaderboards([record for record in records if record.height in DEMO_SHOWN], baseline="self-attn")
     click.echo(f"report: {Report.of([folder]).write(out)}")
-    sys.exit(exit_code(records))
+    return exit_code(records)
 
 
 def prepare_torch() -> None:
@@ -210,32 +240,19 @@ def choose_device(wanted: str) -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def make_run(grid: Grid, threads: int, out: Path | None, fresh: bool, dry_run: bool) -> Run:
+def default_name(cells: list[Cell], threads: int) -> str:
+    """The same command goes on in the same folder; another one gets its own."""
+    plan = " ".join([str(threads), *(cell.id for cell in cells)])
+    return f"profile-{hashlib.sha256(plan.encode()).hexdigest()[:8]}"
+
+
+def execute(cells: list[Cell], folder: Path, device: str, threads: int, fresh: bool) -> list[Record]:
+    from ctxbench.console import LiveReporter
     from ctxbench.runner import Run
     from ctxbench.store import RunStore
 
-    cells = grid.cells()
-    digest = hashlib.sha256(repr(grid).encode()).hexdigest()[:8]
-    folder = out or RUNS / f"profile-{digest}"
-    store = RunStore(folder) if dry_run else RunStore.create(folder, fresh)
-    return Run(cells, store, grid.device, threads)
-
-
-def execute(run: Run) -> list[Record]:
-    from ctxbench.console import LiveReporter
-
     with LiveReporter() as reporter:
-        return run.execute(reporter)
-
-
-def finish(records: list[Record], folder: Path, as_json: bool, baseline: str) -> None:
-    """Print the results and leave with the exit code they deserve."""
-    if as_json:
-        click.echo(json.dumps([record.model_dump() for record in records], indent=1, allow_nan=False))
-    else:
-        print_leaderboards(records, baseline)
-        click.echo(f"records: {folder}   page: ctxbench report {folder}")
-    sys.exit(exit_code(records))
+        return Run(cells, RunStore.create(folder), device, threads, fresh).execute(reporter)
 
 
 def print_leaderboards(records: list[Record], baseline: str) -> None:
@@ -249,48 +266,3 @@ def exit_code(records: list[Record]) -> int:
     from ctxbench.record import FAILED
 
     return SOME_FAILED if any(record.status in FAILED for record in records) else OK
-
-
-def list_blocks() -> None:
-    import blocks
-    from ctxbench.console import make_console, rich_table
-    from ctxbench.tables import Column, Table
-
-    columns = [
-        Column("block", lambda row: row["name"], numeric=False),
-        Column("family", lambda row: row["family"], numeric=False),
-        Column("complexity", lambda row: row["complexity"], numeric=False),
-        Column("what it does", lambda row: row["summary"], numeric=False),
-    ]
-    rows = [vars(blocks.info(name)) for name in blocks.names()]
-    make_console().print(rich_table(Table(f"{len(rows)} blocks", columns, rows)))
-
-
-def show_block(name: str, bibtex: bool) -> None:
-    import blocks
-    from ctxbench.console import print_pairs
-
-    try:
-        info = blocks.info(name)
-    except blocks.UnknownBlockError as error:
-        raise UsageError(str(error)) from None
-    if bibtex:
-        if info.paper is None:
-            raise UsageError(f"block {name!r} comes from no paper")
-        click.echo(info.paper.bibtex)
-        return
-    facts = [
-        ("what it does", info.summary),
-        ("family", info.family),
-        ("complexity", info.complexity),
-        ("formula", info.formula),
-    ]
-    if info.paper is not None:
-        paper = info.paper
-        facts.append(("paper", f"{paper.authors}: {paper.title}. {paper.venue} {paper.year}. {paper.url}"))
-    print_pairs(f"{info.name}: {info.title}", facts)
-    options = [(f"{option.name}={option.default}", option.kind) for option in info.options.values()]
-    print_pairs("\noptions" if options else "\nno options", options)
-    for owner in info.cls.__mro__:
-        if issubclass(owner, blocks.ContextBlock) and owner is not blocks.ContextBlock and owner.__doc__:
-            click.echo(f"\n{inspect.cleandoc(owner.__doc__)}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import (
@@ -19,12 +19,15 @@ from rich.progress import (
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from ctxbench.record import Record
+from ctxbench.record import FAILED, Record
 from ctxbench.runner import Reporter
-from ctxbench.tables import Table
+from ctxbench.tables import Column, Table, printable
+
+if TYPE_CHECKING:
+    import blocks
 
 REDRAW_S = 0.2
-MIN_PLAIN_WIDTH = 160  # where output is no terminal, so that tables are not broken
+MIN_PLAIN_WIDTH = 180  # where output is no terminal, so that tables are not broken
 
 
 def make_console(stderr: bool = False) -> Console:
@@ -66,11 +69,13 @@ class LiveReporter(Reporter):
     ) -> None:
         self.progress.stop()
 
-    def started(self, total: int, known: int) -> None:
-        self.total, self.count = total, known
-        self.progress.update(self.task, total=total, completed=known)
+    def started(self, total: int, known: list[Record]) -> None:
+        self.total, self.count = total, len(known)
+        self.progress.update(self.task, total=total, completed=len(known))
         if known:
-            self.say(f"{known} of {total} cells are known already; the rest goes on")
+            failed = sum(record.status in FAILED for record in known)
+            again = f" ({failed} failed; --fresh tries again)" if failed else ""
+            self.say(f"{len(known)} of {total} cells are known already{again}")
 
     def working(self, text: str) -> None:
         self.progress.update(self.task, description=text)
@@ -88,25 +93,28 @@ class LiveReporter(Reporter):
             self.say(f"[{self.count}/{self.total}] {where}")
 
     def say(self, text: str) -> None:
-        self.console.print(Text(text), soft_wrap=True)
+        self.console.print(Text(printable(text)), soft_wrap=True)
 
 
-def print_tables(tables: list[Table]) -> None:
+def print_tables(tables: list[Table[Any]]) -> None:
     console = make_console()
     for table in tables:
         console.print(rich_table(table))
         for note in table.notes:
-            console.print(Text(f"  {note}"), style="dim")
+            console.print(Text(printable(f"  {note}")), style="dim")
         console.print()
 
 
-def rich_table(table: Table) -> RichTable:
-    shown = RichTable(title=Text(table.title), title_justify="left", title_style="bold", header_style="bold")
+def rich_table(table: Table[Any]) -> RichTable:
+    shown = RichTable(
+        title=Text(printable(table.title)), title_justify="left", title_style="bold", header_style="bold"
+    )
     for column in table.columns:
         shown.add_column(
-            Text(column.title),
+            Text(printable(column.title)),
             justify="right" if column.numeric else "left",
             overflow="fold",
+            no_wrap=column is table.columns[0],
             min_width=None if not column.numeric else len(column.title.split()[0]),
         )
     for row in table.text:
@@ -114,11 +122,50 @@ def rich_table(table: Table) -> RichTable:
     return shown
 
 
-def print_pairs(title: str, pairs: list[tuple[str, Any]]) -> None:
+def list_blocks() -> None:
+    """Print the catalogue."""
+    import blocks
+
+    columns = [
+        Column[blocks.BlockInfo]("block", lambda info: info.name, numeric=False),
+        Column[blocks.BlockInfo]("family", lambda info: info.family, numeric=False),
+        Column[blocks.BlockInfo]("complexity", lambda info: info.complexity, numeric=False),
+        Column[blocks.BlockInfo]("what it does", lambda info: info.summary, numeric=False),
+    ]
+    infos = [blocks.info(name) for name in blocks.names()]
+    make_console().print(rich_table(Table(f"{len(infos)} blocks", columns, infos)))
+
+
+def show_block(info: blocks.BlockInfo) -> None:
+    """Print what is known of one block: facts, options, and what its docstrings say."""
+    import inspect
+
+    import blocks
+
+    facts = [
+        ("what it does", info.summary),
+        ("family", info.family),
+        ("complexity", info.complexity),
+        ("formula", info.formula),
+    ]
+    if info.paper is not None:
+        paper = info.paper
+        stop = "" if paper.title.endswith("?") else "."
+        reference = f"{paper.authors}: {paper.title}{stop} {paper.venue} {paper.year}. {paper.url}"
+        facts.append(("paper", reference))
+    options = [(f"{option.name}={option.default}", option.kind) for option in info.options.values()]
+    print_pairs(f"{info.name}: {info.title}", facts)
+    print_pairs("\noptions" if options else "\nno options", options)
+    for owner in info.cls.__mro__:
+        if issubclass(owner, blocks.ContextBlock) and owner is not blocks.ContextBlock and owner.__doc__:
+            make_console().print(Text(f"\n{inspect.cleandoc(owner.__doc__)}"))
+
+
+def print_pairs(title: str, pairs: list[tuple[str, str]]) -> None:
     """A title and what belongs to it, one name and value a line."""
     console = make_console()
     console.print(Text(title), style="bold")
     grid = RichTable.grid(padding=(0, 2))
     for name, value in pairs:
-        grid.add_row(Text(name), Text(str(value)))
+        grid.add_row(Text(name), Text(value))
     console.print(grid)

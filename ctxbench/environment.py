@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import os
 import platform
@@ -156,6 +157,18 @@ def git_state() -> tuple[str | None, bool | None]:
 def _git(folder: Path, *arguments: str) -> str:
     command = ["git", "-C", str(folder), *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
+
+@cache
+def code_hash(block: str) -> str:
+    """Changes with the catalogue's source, the file the block is in, and ctxbench's version."""
+    import blocks
+
+    own = Path(inspect.getsourcefile(blocks.info(block).cls) or "")
+    digest = hashlib.sha256(__version__.encode())
+    for path in sorted({*Path(blocks.__file__).parent.glob("*.py"), own}):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def command_line() -> str:

@@ -75,9 +75,7 @@ def group(
         yield subject.cell, subject.failed or Outcome("ok", subject.columns(reference))
 
 
-def timed(
-    subjects: list[Subject], reference: Reference, on_step: Callable[[str], None]
-) -> Iterator[Subject]:
+def timed(subjects: list[Subject], reference: Reference, on_step: Callable[[str], None]) -> Iterator[Subject]:
     """Rounds over the subjects until each has converged or the budget is spent; yields each at its end."""
     shuffle = random.Random(0).shuffle
     active = list(subjects)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import matplotlib
@@ -13,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
 from ctxbench.record import METRICS
+from ctxbench.tables import machine
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -65,35 +67,65 @@ def styles(frame: pd.DataFrame) -> dict[str, dict[str, Any]]:
     return found
 
 
-def figures(frame: pd.DataFrame) -> dict[str, tuple[str, Figure]]:
-    """All figures that the records allow: name -> (caption, figure)."""
+INPUT = ["mode", "batch", "channels", "dtype"]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure with its file name and its caption."""
+
+    name: str
+    caption: str
+    figure: Figure
+
+
+def figures(frame: pd.DataFrame) -> list[Picture]:
+    """All figures that the records allow.
+
+    What is counted or predicted is the same on every machine and stands in one figure; what was
+    measured has a figure for each environment.
+    """
     usable = frame[frame["status"].isin(["ok", "skipped"])]
-    found = {}
+    timed = usable[usable["latency_ms_median"].notna()]
     look = styles(frame)
+    found = []
     with matplotlib.rc_context(cast(Any, STYLE)):
-        for (mode, channels, dtype), members in usable.groupby(["mode", "channels", "dtype"], sort=True):
-            about = f"{'inference' if mode == 'infer' else 'training'}, {channels} channels, {dtype}"
-            key = f"{mode}-{channels}-{dtype}"
+        for key, members in usable.groupby(INPUT):
+            about, name = described(members), "-".join(map(str, key))
             for column, what in (
-                ("macs", "Multiply-accumulates of one forward"),
-                ("memory_bytes", "Peak memory"),
-                ("latency_ms_median", "Latency, median with its 95 % interval"),
+                ("macs", "MACs of one forward"),
+                ("memory_predicted_bytes", "Predicted peak memory"),
             ):
-                figure = cost_over_resolution(members, column, look)
-                if figure:
-                    found[f"{column}-{key}"] = (f"{what} over resolution ({about})", figure)
-            figure = latency_against_memory(members, look)
-            if figure:
+                if figure := cost_over_resolution(members, column, look):
+                    found.append(Picture(f"{column}-{name}", f"{what} ({about})", figure))
+        for key, members in timed.groupby([*INPUT, "compiled", "env_hash"]):
+            about, name = f"{described(members)}; {measured_on(members)}", "-".join(map(str, key))
+            if figure := cost_over_resolution(members, "latency_ms_median", look):
+                caption = f"Latency, median with its 95 % interval ({about})"
+                found.append(Picture(f"latency-{name}", caption, figure))
+            if figure := latency_against_memory(members, look):
                 caption = (
-                    f"Latency against peak memory ({about}); the line joins what nothing else beats in both"
+                    f"Latency against predicted peak memory ({about}); none lies below and left of the line"
                 )
-                found[f"pareto-{key}"] = (caption, figure)
+                found.append(Picture(f"pareto-{name}", caption, figure))
     return found
+
+
+def described(members: pd.DataFrame) -> str:
+    """The input that the rows share."""
+    row = members.iloc[0]
+    mode = "inference" if row["mode"] == "infer" else "training"
+    return f"{mode}, batch {row['batch']}, {row['channels']} channels, {row['dtype']}"
+
+
+def measured_on(members: pd.DataFrame) -> str:
+    row = {str(name): value for name, value in members.iloc[0].items()}
+    return f"{machine(row)}{', compiled' if row['compiled'] else ''}"
 
 
 def cost_over_resolution(frame: pd.DataFrame, column: str, look: dict[str, dict[str, Any]]) -> Figure | None:
     """One column against the number of pixels, log-log, one line per spec, labelled at its end."""
-    data = frame[frame[column].notna() & (frame[column].astype(float) > 0)]
+    data = frame[frame[column] > 0]
     if data["pixels"].nunique() < 2:
         return None
     metric = METRICS[column]
@@ -104,10 +136,10 @@ def cost_over_resolution(frame: pd.DataFrame, column: str, look: dict[str, dict[
         spec = str(name)
         # An estimate and a measurement of the same cell agree in cost; the measured row is kept.
         rows = members.sort_values(["pixels", "estimated"]).drop_duplicates("pixels")
-        y = rows[column].astype(float) / metric.scale
+        y = rows[column] / metric.scale
         axes.plot(rows["pixels"], y, **look[spec], markeredgecolor="white", markeredgewidth=0.5)
         if column == "latency_ms_median":
-            low, high = rows["latency_ms_ci_low"].astype(float), rows["latency_ms_ci_high"].astype(float)
+            low, high = rows["latency_ms_ci_low"], rows["latency_ms_ci_high"]
             axes.vlines(rows["pixels"], low, high, color=look[spec]["color"], linewidth=1)
         ends.append((float(rows["pixels"].iloc[-1]), float(y.iloc[-1]), spec))
     axes.set(xscale="log", yscale="log", ylabel=metric.title, xlabel="resolution")
@@ -122,9 +154,7 @@ def latency_against_memory(frame: pd.DataFrame, look: dict[str, dict[str, Any]])
 
     The control does no work and would win everywhere: it stays out.
     """
-    data = frame[frame["latency_ms_median"].notna() & (frame["family"] != CONTROL)]
-    if data.empty:
-        return None
+    data = frame[frame["family"] != CONTROL]
     data = data[data["pixels"] == data["pixels"].max()].drop_duplicates("spec")
     if len(data) < 2:
         return None
@@ -132,14 +162,17 @@ def latency_against_memory(frame: pd.DataFrame, look: dict[str, dict[str, Any]])
     axes = figure.subplots()
     points = []
     for row in data.to_dict("records"):
-        x, y = row["memory_bytes"] / METRICS["memory_bytes"].scale, row["latency_ms_median"]
+        x, y = (
+            row["memory_predicted_bytes"] / METRICS["memory_predicted_bytes"].scale,
+            row["latency_ms_median"],
+        )
         points.append((x, y, row["spec"]))
         style = look[row["spec"]] | {"linestyle": "none"}
         axes.plot([x], [y], **style, markersize=8, markeredgecolor="white")
     axes.set(
         xscale="log",
         yscale="log",
-        xlabel=METRICS["memory_bytes"].title,
+        xlabel=METRICS["memory_predicted_bytes"].title,
         ylabel=METRICS["latency_ms_median"].title,
         title=f"at {resolution(data.iloc[0])}",
     )

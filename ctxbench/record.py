@@ -179,7 +179,7 @@ METRICS = {
     for metric in (
         Metric("params", "params", "Mi", MEBI),
         Metric("macs", "MACs", "G", GIGA),
-        Metric("macs_backward", "backward", "G", GIGA),
+        Metric("macs_backward", "backward MACs", "G", GIGA),
         Metric("macs_fvcore", "fvcore", "G", GIGA),
         Metric("memory_predicted_bytes", "predicted peak", "MiB", MIB),
         Metric("memory_measured_bytes", "allocator's peak", "MiB", MIB),

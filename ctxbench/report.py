@@ -7,16 +7,13 @@ import re
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ctxbench.errors import UsageError
 from ctxbench.published import compare_profile
 from ctxbench.record import Row
 from ctxbench.store import RunStore, Unreadable, to_frame, write_atomically
-from ctxbench.tables import Table, leaderboards, markdown, published_table
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from ctxbench.tables import Table, escape_markdown, leaderboards, markdown, printable, published_table
 
 DEFAULT_BASELINE = "self-attn"
 ENVIRONMENT = (
@@ -36,7 +33,7 @@ class Report:
 
     rows: list[Row]
     unreadable: list[Unreadable]
-    tables: list[Table]
+    tables: list[Table[Any]]
 
     @classmethod
     def of(cls, folders: list[Path], baseline: str | None = None) -> Report:
@@ -54,38 +51,42 @@ class Report:
         """Write `index.html`, `report.md` and `figures/`; returns the page's path.
 
         Raises:
-            UsageError: if `out` cannot be written to.
+            UsageError: if `out` cannot be a folder.
+            WriteError: if a file cannot be written.
         """
         try:
             (out / "figures").mkdir(parents=True, exist_ok=True)
-            pictures = self.write_figures(out / "figures")
-            write_atomically(out / "report.md", self.markdown(pictures))
-            write_atomically(out / "index.html", self.html(pictures))
         except OSError as error:
-            raise UsageError(f"cannot write {error.filename or out}: {error.strerror}") from None
+            raise UsageError(f"cannot write to {out}: {error.strerror}; choose another with --out") from None
+        pictures = self.write_figures(out / "figures")
+        write_atomically(out / "report.md", self.markdown(pictures))
+        write_atomically(out / "index.html", self.html(pictures))
         return out / "index.html"
 
-    def write_figures(self, folder: Path) -> list[Picture]:
+    def write_figures(self, folder: Path) -> list[Illustration]:
         """Every figure as PNG and SVG."""
         if not self.rows:
             return []
         from ctxbench import plots
 
-        pictures = []
-        for name, (caption, figure) in plots.figures(to_frame(self.rows)).items():
-            svg = as_svg(figure)
-            write_atomically(folder / f"{name}.svg", svg)
-            figure.savefig(folder / f"{name}.png", dpi=150, metadata={"Software": None})
-            pictures.append(Picture(name, caption, inline_svg(svg, name)))
-        return pictures
+        found = []
+        for picture in plots.figures(to_frame(self.rows)):
+            svg, png = io.StringIO(), io.BytesIO()
+            picture.figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
+            picture.figure.savefig(png, format="png", dpi=150, metadata={"Software": None})
+            write_atomically(folder / f"{picture.name}.svg", svg.getvalue())
+            write_atomically(folder / f"{picture.name}.png", png.getvalue())
+            inline = inline_svg(svg.getvalue(), picture.name, picture.caption)
+            found.append(Illustration(picture.name, picture.caption, inline))
+        return found
 
-    def markdown(self, pictures: list[Picture]) -> str:
-        parts = ["# ctxbench report", "", *(f"* {line}" for line in self.summary), ""]
+    def markdown(self, pictures: list[Illustration]) -> str:
+        parts = ["# ctxbench report", "", *(f"* {escape_markdown(line)}" for line in self.summary), ""]
         parts += [markdown(table) for table in self.tables]
-        parts += [f"![{picture.caption}](figures/{picture.name}.png)\n" for picture in pictures]
+        parts += [f"![{escape_markdown(it.caption)}](figures/{it.name}.png)\n" for it in pictures]
         return "\n".join(parts)
 
-    def html(self, pictures: list[Picture]) -> str:
+    def html(self, pictures: list[Illustration]) -> str:
         import jinja2
 
         templates = jinja2.Environment(
@@ -111,7 +112,7 @@ class Report:
             names = ", ".join(f"{file.path.name} ({file.reason})" for file in self.unreadable[:5])
             more = ", …" if len(self.unreadable) > 5 else ""
             lines.append(f"unreadable: {len(self.unreadable)} file(s) left out: {names}{more}")
-        return lines
+        return [printable(line) for line in lines]
 
     def counts(self) -> str:
         if not self.rows:
@@ -124,13 +125,15 @@ class Report:
 
 
 @dataclass(frozen=True)
-class Picture:
+class Illustration:
+    """A figure on the page."""
+
     name: str
     caption: str
     svg: Any  # markup, safe to put into a page
 
 
-def tables_of(rows: list[Row], baseline: str | None = None) -> list[Table]:
+def tables_of(rows: list[Row], baseline: str | None = None) -> list[Table[Any]]:
     """Published beside measured first, if there is any, then the leaderboards.
 
     Raises:
@@ -144,21 +147,18 @@ def tables_of(rows: list[Row], baseline: str | None = None) -> list[Table]:
     if baseline is None and DEFAULT_BASELINE in specs:
         baseline = DEFAULT_BASELINE
     compared = compare_profile(rows)
-    head = [published_table(compared)] if compared else []
+    head: list[Table[Any]] = [published_table(compared)] if compared else []
     return head + leaderboards(rows, baseline)
 
 
-def as_svg(figure: Figure) -> str:
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    return buffer.getvalue()
+def inline_svg(svg: str, name: str, caption: str) -> Any:
+    """The <svg> element alone, labelled, with ids of its own so that several fit into one page.
 
-
-def inline_svg(svg: str, name: str) -> Any:
-    """The <svg> element alone, with ids of its own so that several fit into one page."""
-    from markupsafe import Markup
+    matplotlib escapes the text it draws, and `name` is made of a record's closed choices.
+    """
+    from markupsafe import Markup, escape
 
     element = svg[svg.index("<svg") :]
     element = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', element)
     element = re.sub(r'(xlink:href="#|url\(#)', rf"\g<1>{name}-", element)
-    return Markup(element)  # matplotlib escapes the text it draws
+    return Markup(element.replace("<svg", f'<svg role="img" aria-label="{escape(caption)}"', 1))

@@ -21,14 +21,19 @@ from ctxbench.spec import Cell
 from ctxbench.store import RunStore
 
 MEMORY_FACTOR = 1.15  # kernels' work space beyond the tensors
-SINGLE_VALUE = "Expected more than 1 value per channel"
+MAPS_BESIDE = 4  # input, output's gradient, and the copies a CPU convolution makes of a map
+IMPOSSIBLE = {
+    "Expected more than 1 value per channel": "batch normalisation cannot train on one value per channel; "
+    "use a larger batch or resolution",
+    "Storage size calculation overflowed": "needs more memory than can be addressed",
+}
 
 
 class Reporter:
     """Told how a run goes on; this one keeps silent."""
 
-    def started(self, total: int, known: int) -> None:
-        """`known` of `total` cells have a record already."""
+    def started(self, total: int, known: list[Record]) -> None:
+        """Of `total` cells these have a record already."""
 
     def working(self, text: str) -> None:
         """What is being done now."""
@@ -39,39 +44,54 @@ class Reporter:
 
 @dataclass(frozen=True)
 class Run:
-    """A plan to be carried out in one folder, on one device."""
+    """A plan to be carried out in one folder, on one device; `fresh` measures again what is known."""
 
     cells: list[Cell]
     store: RunStore
     device: str
     threads: int
+    fresh: bool = False
 
     def execute(self, reporter: Reporter | None = None) -> list[Record]:
         """Carry out what has no record yet; returns the records of all cells, in their order.
 
+        A record of older code counts as none.
+
         Raises:
             UsageError: when the folder holds measurements of another environment.
+            WriteError: when a record cannot be written.
         """
         reporter = reporter or Reporter()
+        environment.pin_precision()
         columns = environment.capture(self.device, self.threads)
-        known = {record.cell_id: record for record in self.store.read()[0]}
-        refuse_other_environment([known[cell.id] for cell in self.cells if cell.id in known], columns)
+        known = {} if self.fresh else self.known_records()
+        refuse_other_environment(list(known.values()), columns)
         missing = [cell for cell in self.cells if cell.id not in known]
-        reporter.started(len(self.cells), len(self.cells) - len(missing))
+        reporter.started(len(self.cells), list(known.values()))
         if missing:
             self.store.write_run(
                 {
                     "command": environment.command_line(),
+                    "started_utc": now(),
                     "environment": columns,
                     "details": environment.details(self.device),
                 }
             )
         for cell, cost, outcome in outcomes(missing, self.threads, reporter):
-            record = make_record(cell, cost, outcome, columns, self.store.folder.name)
+            record = make_record(cell, cost, outcome, columns, self.store.folder.resolve().name)
             self.store.write(record)
             known[cell.id] = record
             reporter.finished(record)
         return [known[cell.id] for cell in self.cells]
+
+    def known_records(self) -> dict[str, Record]:
+        """The records of this plan's cells that the folder holds, made by the present code."""
+        wanted = {cell.id for cell in self.cells}
+        return {
+            record.cell_id: record
+            for record in self.store.read()[0]
+            if record.cell_id in wanted and record.code_hash == environment.code_hash(record.block)
+        }
 
 
 def outcomes(
@@ -79,18 +99,18 @@ def outcomes(
 ) -> Iterator[tuple[Cell, Cost | None, Outcome]]:
     """Every cell with its cost and what became of it, group by group."""
     for _, members in itertools.groupby(cells, key=lambda cell: cell.group):
-        start = time.perf_counter()
         costs: dict[Cell, Cost] = {}
         to_measure = []
         for cell in members:
             reporter.working(f"estimating {describe(cell)}")
+            start = time.perf_counter()
             try:
                 cost = costs[cell] = estimate(cell)
             except Exception as error:
-                yield cell, None, cannot_run(error)
+                yield cell, None, cannot_run(error, time.perf_counter() - start)
                 continue
             if cell.estimated:
-                yield cell, cost, Outcome("ok")
+                yield cell, cost, Outcome("ok", {"wall_s": time.perf_counter() - start})
             elif refusal := too_large(cell, cost):
                 yield cell, cost, refusal
             else:
@@ -98,11 +118,10 @@ def outcomes(
         if to_measure:
             where = describe(to_measure[0], block=False)
 
-            def on_round(text: str, where: str = where) -> None:
+            def on_step(text: str, where: str = where) -> None:
                 reporter.working(f"{where}: {text}")
 
-            for cell, outcome in measure.group(to_measure, threads, on_round):
-                outcome.columns["wall_s"] = time.perf_counter() - start
+            for cell, outcome in measure.group(to_measure, threads, on_step):
                 yield cell, costs[cell], outcome
 
 
@@ -112,28 +131,24 @@ def describe(cell: Cell, block: bool = True) -> str:
     return f"{f'{cell.label} ' if block else ''}{shape} {cell.dtype} {cell.mode}"
 
 
-def cannot_run(error: Exception) -> Outcome:
-    if SINGLE_VALUE in str(error):
-        reason = "batch normalisation cannot train on one value per channel; use a larger batch or resolution"
-        return Outcome("skipped", {"reason": reason})
-    return measure.failure(error)
+def cannot_run(error: Exception, seconds: float) -> Outcome:
+    """What an estimate's failure means: some cells cannot be, which is a result; the rest is an error."""
+    for words, reason in IMPOSSIBLE.items():
+        if words in str(error):
+            return Outcome("skipped", {"reason": reason, "wall_s": seconds})
+    return measure.failure(error, seconds)
 
 
 def too_large(cell: Cell, cost: Cost) -> Outcome | None:
-    """A refusal where the predicted peak does not fit the free memory."""
+    """A refusal where the predicted peak, with the input and kernels' copies, does not fit."""
+    import torch
+
     free = environment.free_bytes(cell.device)
-    own_input = math.prod(cell.shape) * itemsize(cell.dtype) * (2 if cell.training else 1)
-    need = int(cost.memory_bytes * MEMORY_FACTOR) + 2 * own_input
+    one_map = math.prod(cell.shape) * getattr(torch, cell.dtype).itemsize
+    need = int(cost.memory_bytes * MEMORY_FACTOR) + MAPS_BESIDE * one_map
     if need <= free:
         return None
     return Outcome("skipped", {"reason": f"needs {gib(need)} of memory, {gib(free)} free"})
-
-
-def itemsize(dtype: str) -> int:
-    """Bytes of one number."""
-    import torch
-
-    return int(getattr(torch, dtype).itemsize)
 
 
 def gib(count: int) -> str:
@@ -162,7 +177,7 @@ def make_record(
     fields: dict[str, Any] = {
         "cell_id": cell.id,
         "run_id": run_id,
-        "created_utc": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "created_utc": now(),
         "kind": "profile",
         "block": cell.block,
         "spec": cell.label,
@@ -179,8 +194,13 @@ def make_record(
         "compiled": cell.compiled,
         "device_type": cell.device,
         "status": outcome.status,
+        "code_hash": environment.code_hash(cell.block),
     }
     return Record(**(fields | cost_columns(cost) | outcome.columns | columns))
+
+
+def now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
 def cost_columns(cost: Cost | None) -> dict[str, Any]:

@@ -212,6 +212,8 @@ def check_fit(spec: BlockSpec, channels: int, compiling: bool) -> None:
             blocks.create(spec.name, channels, **dict(spec.options))
     except ValueError as error:
         raise UsageError(f"{spec.label} with {channels} channels: {error}") from None
+    except Exception:  # not the user's mistake: the cell's record will tell it
+        return
 
 
 def parse_resolutions(text: str) -> list[tuple[int, int]]:

@@ -3,41 +3,51 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from decimal import Decimal
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from ctxbench.published import LABELS, Comparison
 from ctxbench.record import METRICS, Row
 
 MISSING = "–"
-GROUP = ("batch", "channels", "height", "width", "dtype", "mode", "compiled", "device_name", "estimated")
+FVCORE_TOLERANCE = 0.01
+GROUP = ("batch", "channels", "height", "width", "dtype", "mode", "compiled", "estimated")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True)
-class Column:
+class Column(Generic[R]):
+    """A title, and how a row's cell is written."""
+
     title: str
-    cell: Callable[[Row], str]
+    cell: Callable[[R], str]
     numeric: bool = True
 
 
 @dataclass(frozen=True)
-class Table:
-    """A title, a header and rows of text; `notes` explain what the rows cannot."""
+class Table(Generic[R]):
+    """A title, columns and rows; `notes` explain what the rows cannot."""
 
     title: str
-    columns: list[Column]
-    rows: list[Row]
+    columns: list[Column[R]]
+    rows: list[R]
     notes: list[str] = field(default_factory=list)
 
     @property
     def header(self) -> list[str]:
-        return [column.title for column in self.columns]
+        return [printable(column.title) for column in self.columns]
 
     @property
     def text(self) -> list[list[str]]:
-        return [[column.cell(row) for column in self.columns] for row in self.rows]
+        return [[printable(column.cell(row)) for column in self.columns] for row in self.rows]
+
+
+def printable(text: str) -> str:
+    """Text without control characters, which could steer a terminal, or turn its direction."""
+    return "".join(mark if mark.isprintable() else "\ufffd" for mark in text)
 
 
 def number(value: float | None, digits: int = 4) -> str:
@@ -52,9 +62,8 @@ def number(value: float | None, digits: int = 4) -> str:
     return short if "e" not in short else f"{Decimal(short):f}"
 
 
-def metric_column(name: str, title: str | None = None) -> Column:
-    metric = METRICS[name]
-    return Column(title or metric.title, lambda row: number(scaled(row, name)))
+def metric_column(name: str) -> Column[Row]:
+    return Column(METRICS[name].title, lambda row: number(scaled(row, name)))
 
 
 def scaled(row: Row, name: str) -> float | None:
@@ -64,12 +73,12 @@ def scaled(row: Row, name: str) -> float | None:
 
 
 def latency(row: Row) -> str:
-    """Median and the half-width of its interval, in milliseconds."""
+    """Median and half the width of its interval, in milliseconds."""
     middle = row["latency_ms_median"]
     if middle is None:
         return MISSING
     half = (row["latency_ms_ci_high"] - row["latency_ms_ci_low"]) / 2
-    return f"{number(middle)} ±{100 * half / middle:.0f}%" if middle else number(middle)
+    return f"{number(middle)} ±{100 * half / middle:.1f}%" if middle else number(middle)
 
 
 def times(row: Row) -> str:
@@ -88,30 +97,36 @@ def flags(row: Row) -> str:
     return "; ".join(found)
 
 
-def fvcore(row: Row) -> str:
-    """fvcore's count beside ours: nothing if it is the same to 1 %, else how much it misses."""
+def fvcore_excess(row: Row) -> float:
+    """By what part fvcore's count is above ours (below: negative); 0 where either is missing."""
     count, counted = row["macs_fvcore"], row["macs_counted"]
+    return count / counted - 1 if count is not None and counted else 0.0
+
+
+def fvcore(row: Row) -> str:
+    """fvcore's count, with how far it is off if that is more than 1 %."""
+    count = row["macs_fvcore"]
     if count is None:
         return MISSING
+    excess = fvcore_excess(row)
     shown = number(count / METRICS["macs_fvcore"].scale)
-    if not counted or abs(count / counted - 1) <= 0.01:
-        return shown
-    return f"{shown} ({100 * (count / counted - 1):+.0f}%)"
+    return f"{shown} ({100 * excess:+.0f}%)" if abs(excess) > FVCORE_TOLERANCE else shown
 
 
-def leaderboards(rows: list[Row], baseline: str | None = None) -> list[Table]:
-    """One table per shape, dtype, mode and device: rows by rising cost, failures last.
+def leaderboards(rows: list[Row], baseline: str | None = None) -> list[Table[Row]]:
+    """One table per shape, dtype, mode and, if measured, environment: by rising cost, failures last.
 
     The cost is the latency where it was measured and the MACs otherwise; `baseline` names the spec
     that the ratios refer to.
     """
     groups: dict[tuple[Any, ...], list[Row]] = {}
     for row in sorted(rows, key=lambda row: row["pixels"]):
-        groups.setdefault(tuple(row[key] for key in GROUP), []).append(row)
+        key = (*(row[name] for name in GROUP), None if row["estimated"] else row["env_hash"])
+        groups.setdefault(key, []).append(row)
     return [leaderboard(members, baseline) for members in groups.values()]
 
 
-def leaderboard(rows: list[Row], baseline: str | None) -> Table:
+def leaderboard(rows: list[Row], baseline: str | None) -> Table[Row]:
     """The table of one group."""
     cost = "macs" if rows[0]["estimated"] else "latency_ms_median"
     unit = next((row[cost] for row in rows if row["spec"] == baseline), None)
@@ -120,24 +135,23 @@ def leaderboard(rows: list[Row], baseline: str | None) -> Table:
     return Table(group_title(rows[0]), columns_for(ranked, baseline), ranked, notes_on(ranked))
 
 
-def columns_for(rows: list[Row], baseline: str | None) -> list[Column]:
+def columns_for(rows: list[Row], baseline: str | None) -> list[Column[Row]]:
     """The columns that say something about these rows."""
     columns = [
-        Column("block", lambda row: row["spec"], numeric=False),
+        Column[Row]("block", lambda row: row["spec"], numeric=False),
         metric_column("params"),
         metric_column("macs"),
     ]
     if measured(rows, "macs_fvcore"):
-        columns.append(Column("fvcore (G)", fvcore))
+        columns.append(Column(METRICS["macs_fvcore"].title, fvcore))
     if measured(rows, "macs_backward"):
         columns.append(metric_column("macs_backward"))
-    allocator = any(row["memory_source"] == "allocator" for row in rows)
-    columns.append(metric_column("memory_bytes"))
-    if allocator:
-        columns.append(metric_column("memory_predicted_bytes", "predicted (MiB)"))
+    columns.append(metric_column("memory_predicted_bytes"))
+    if measured(rows, "memory_measured_bytes"):
+        columns.append(metric_column("memory_measured_bytes"))
     if measured(rows, "latency_ms_median"):
         columns += [
-            Column("latency (ms)", latency),
+            Column(METRICS["latency_ms_median"].title, latency),
             metric_column("latency_cpu_ms_median"),
             Column("/ matmul", lambda row: number(row["latency_ref_ratio"])),
         ]
@@ -152,50 +166,65 @@ def measured(rows: list[Row], name: str) -> bool:
     return any(row[name] is not None for row in rows)
 
 
-def group_title(group: Row) -> str:
-    shape = f"{group['batch']}x{group['channels']}x{group['height']}x{group['width']}"
-    mode = "inference" if group["mode"] == "infer" else "training"
-    how = "estimated" if group["estimated"] else f"on {group['device_name']}"
-    return f"{shape}, {mode}, {group['dtype']}{', compiled' if group['compiled'] else ''}, {how}"
+def group_title(row: Row) -> str:
+    """What the rows of a group share."""
+    mode = "inference" if row["mode"] == "infer" else "training"
+    parts = [shape(row), mode, row["dtype"], *(["compiled"] if row["compiled"] else [])]
+    if row["estimated"]:
+        return ", ".join([*parts, "estimated"])
+    return ", ".join([*parts, machine(row)])
+
+
+def shape(row: Row) -> str:
+    return "x".join(str(row[side]) for side in ("batch", "channels", "height", "width"))
+
+
+def machine(row: Row) -> str:
+    """The environment of a measurement, in short."""
+    threads = (
+        f", {row['threads']} thread{'s' if row['threads'] > 1 else ''}" if row["device_type"] == "cpu" else ""
+    )
+    return f"{row['device_name']}{threads}, torch {row['torch'].partition('+')[0]}"
 
 
 def notes_on(rows: list[Row]) -> list[str]:
-    """Whether the MACs were confirmed, and what fvcore did not see where its count is off."""
+    """Whether the MACs were confirmed, and why fvcore's count is off where it is."""
     notes = []
     counted = [row for row in rows if row["macs_counted"] is not None]
     if counted and all(row["macs_counted"] == row["macs_formula"] for row in counted):
         notes.append("All counted MACs equal the closed form.")
     for row in rows:
-        if "(" in fvcore(row):
-            missed = ", ".join(json.loads(row["fvcore_missed_json"])) or "nothing that it reports"
-            notes.append(f"fvcore on {row['spec']}: off by more than 1 %; it did not know {missed}.")
+        if fvcore_excess(row) > FVCORE_TOLERANCE:
+            notes.append(f"fvcore on {row['spec']} is above: it counts normalisation too.")
+        elif fvcore_excess(row) < -FVCORE_TOLERANCE:
+            missed = ", ".join(json.loads(row["fvcore_missed_json"] or "{}"))
+            notes.append(f"fvcore on {row['spec']} is below: it does not know {missed or 'what is missing'}.")
     return notes
 
 
-def published_table(comparisons: list[Comparison]) -> Table:
-    """Published numbers beside measured ones; where they differ, the reason if it is known."""
+def published_table(comparisons: list[Comparison]) -> Table[Comparison]:
+    """Published numbers beside those found here; where they differ, the reason if it is known."""
     columns = [
-        Column("paper's name", lambda row: row["it"].method, numeric=False),
-        Column("block", lambda row: row["it"].spec, numeric=False),
-        Column("quantity", lambda row: LABELS[row["it"].metric], numeric=False),
-        Column("printed", lambda row: f"{row['it'].published:,.{row['it'].digits}f}"),
-        Column("here", lambda row: f"{row['it'].measured:,.{max(row['it'].digits, 1)}f}"),
-        Column("difference", lambda row: f"{100 * row['it'].difference:+.1f}%"),
-        Column("verdict", lambda row: verdict(row["it"]), numeric=False),
+        Column[Comparison]("paper's name", lambda it: it.method, numeric=False),
+        Column[Comparison]("block", lambda it: it.spec, numeric=False),
+        Column[Comparison]("quantity", lambda it: LABELS[it.metric], numeric=False),
+        Column[Comparison]("printed", lambda it: f"{it.published:,.{it.digits}f}"),
+        Column[Comparison]("here", lambda it: f"{it.found:,.{max(it.digits, 1)}f}"),
+        Column[Comparison]("difference", lambda it: f"{100 * it.difference:+.1f}%"),
+        Column[Comparison]("verdict", verdict, numeric=False),
     ]
-    sources = sorted({comparison.source for comparison in comparisons})
-    notes = [f"Published: {source}, Table 3, input 1x512x128x128." for source in sources]
+    sources = sorted({it.source for it in comparisons})
+    notes = [f"Printed: {source}, Table 3, input 1x512x128x128." for source in sources]
+    notes.append(
+        "Here: counted parameters and MACs, and predicted memory with the block's parameters and "
+        "without its input. The printed times are of another machine and are not compared."
+    )
     notes += [
         f"{it.spec}, {LABELS[it.metric]}: {100 * it.difference:+.1f}%. {it.explanation}"
         for it in comparisons
         if it.explanation
     ]
-    notes.append(
-        "Published times are of another machine and are not compared. "
-        "Measured memory counts the block's parameters and leaves its input out."
-    )
-    rows = [{"it": comparison} for comparison in comparisons]
-    return Table("Published numbers beside measured ones", columns, rows, notes)
+    return Table("Numbers of the paper beside those found here", columns, comparisons, notes)
 
 
 def verdict(it: Comparison) -> str:
@@ -204,7 +233,7 @@ def verdict(it: Comparison) -> str:
     return "differs, see note" if it.explanation else "differs"
 
 
-def markdown(table: Table) -> str:
+def markdown(table: Table[Any]) -> str:
     """A GitHub-flavoured Markdown table under a heading."""
     lines = [f"### {escape_markdown(table.title)}", ""]
     lines.append("| " + " | ".join(map(escape_markdown, table.header)) + " |")
@@ -215,7 +244,6 @@ def markdown(table: Table) -> str:
 
 
 def escape_markdown(text: str) -> str:
-    """Text that cannot end a table cell, start HTML or become a link."""
-    for mark in "\\`*_[]<>|&":
-        text = text.replace(mark, f"&#{ord(mark)};" if mark in "<>&|" else f"\\{mark}")
-    return " ".join(text.split())
+    """One line of text that neither ends a table cell nor starts HTML or emphasis."""
+    text = " ".join(printable(text).split())
+    return re.sub(r"[&<>|]", lambda mark: f"&#{ord(mark[0])};", re.sub(r"([\\`*_\[\]~$])", r"\\\1", text))
