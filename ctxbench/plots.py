@@ -67,6 +67,10 @@ def styles(frame: pd.DataFrame) -> dict[str, dict[str, Any]]:
     return found
 
 
+COUNTED = (
+    ("macs", "macs", "MACs of one forward"),
+    ("memory_predicted_bytes", "memory", "Predicted peak memory"),
+)
 INPUT = ["mode", "batch", "channels", "dtype"]
 
 
@@ -91,15 +95,12 @@ def figures(frame: pd.DataFrame) -> list[Picture]:
     found = []
     with matplotlib.rc_context(cast(Any, STYLE)):
         for key, members in usable.groupby(INPUT):
-            about, name = described(members), "-".join(map(str, key))
-            for column, what in (
-                ("macs", "MACs of one forward"),
-                ("memory_predicted_bytes", "Predicted peak memory"),
-            ):
+            about, name = described(members), slug(*key)
+            for column, stem, what in COUNTED:
                 if figure := cost_over_resolution(members, column, look):
-                    found.append(Picture(f"{column}-{name}", f"{what} ({about})", figure))
+                    found.append(Picture(f"{stem}-{name}", f"{what} ({about})", figure))
         for key, members in timed.groupby([*INPUT, "compiled", "env_hash"]):
-            about, name = f"{described(members)}; {measured_on(members)}", "-".join(map(str, key))
+            about, name = f"{described(members)}; {measured_on(members)}", slug(*key)
             if figure := cost_over_resolution(members, "latency_ms_median", look):
                 caption = f"Latency, median with its 95 % interval ({about})"
                 found.append(Picture(f"latency-{name}", caption, figure))
@@ -109,6 +110,14 @@ def figures(frame: pd.DataFrame) -> list[Picture]:
                 )
                 found.append(Picture(f"pareto-{name}", caption, figure))
     return found
+
+
+def slug(  # noqa: PLR0917
+    mode: str, batch: int, channels: int, dtype: str, compiled: bool = False, environment: str = ""
+) -> str:
+    """The part of a file name that tells one group of records from another."""
+    parts = [mode, f"b{batch}", f"c{channels}", dtype, "compiled" * compiled, environment[:6]]
+    return "-".join(filter(None, parts))
 
 
 def described(members: pd.DataFrame) -> str:

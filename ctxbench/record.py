@@ -15,6 +15,7 @@ FAILED: tuple[Status, ...] = ("oom", "timeout", "crashed", "error", "invalid")
 Row = dict[str, Any]
 Count = Annotated[int, Field(ge=0, lt=2**63)]
 Text = Annotated[str, Field(max_length=1000)]
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{12}$")]
 LongText = Annotated[str, Field(max_length=100_000)]
 Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Score = Annotated[float, Field(allow_inf_nan=False)]
@@ -117,8 +118,8 @@ class Record(BaseModel):
     cpu: Text
     threads: int
     tf32: bool
-    env_hash: Text
-    code_hash: Text
+    env_hash: Digest
+    code_hash: Digest
 
     @model_validator(mode="after")
     def belongs_together(self) -> Record:

@@ -15,6 +15,7 @@ from ctxbench.record import METRICS, Row
 MISSING = "–"
 FVCORE_TOLERANCE = 0.01
 GROUP = ("batch", "channels", "height", "width", "dtype", "mode", "compiled", "estimated")
+ORDER = ("batch", "channels", "dtype", "compiled", "mode", "device_name", "env_hash", "spec", "cell_id")
 R = TypeVar("R")
 
 
@@ -120,7 +121,7 @@ def leaderboards(rows: list[Row], baseline: str | None = None) -> list[Table[Row
     that the ratios refer to.
     """
     groups: dict[tuple[Any, ...], list[Row]] = {}
-    for row in sorted(rows, key=lambda row: row["pixels"]):
+    for row in sorted(rows, key=lambda row: (row["pixels"], *(str(row[name]) for name in ORDER))):
         key = (*(row[name] for name in GROUP), None if row["estimated"] else row["env_hash"])
         groups.setdefault(key, []).append(row)
     return [leaderboard(members, baseline) for members in groups.values()]
