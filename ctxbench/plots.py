@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
-from ctxbench.record import METRICS
+from ctxbench.record import METRICS, Row
 from ctxbench.tables import machine
 
 if TYPE_CHECKING:
@@ -94,13 +94,13 @@ def figures(frame: pd.DataFrame) -> list[Picture]:
     look = styles(frame)
     found = []
     with matplotlib.rc_context(cast(Any, STYLE)):
-        for key, members in usable.groupby(INPUT):
-            about, name = described(members), slug(*key)
+        for _, members in usable.groupby(INPUT):
+            about, name = described(first(members)), slug(first(members))
             for column, stem, what in COUNTED:
                 if figure := cost_over_resolution(members, column, look):
                     found.append(Picture(f"{stem}-{name}", f"{what} ({about})", figure))
-        for key, members in timed.groupby([*INPUT, "compiled", "env_hash"]):
-            about, name = f"{described(members)}; {measured_on(members)}", slug(*key)
+        for _, members in timed.groupby([*INPUT, "compiled", "env_hash"]):
+            about, name = described(first(members), measured=True), slug(first(members), measured=True)
             if figure := cost_over_resolution(members, "latency_ms_median", look):
                 caption = f"Latency, median with its 95 % interval ({about})"
                 found.append(Picture(f"latency-{name}", caption, figure))
@@ -112,24 +112,26 @@ def figures(frame: pd.DataFrame) -> list[Picture]:
     return found
 
 
-def slug(  # noqa: PLR0917
-    mode: str, batch: int, channels: int, dtype: str, compiled: bool = False, environment: str = ""
-) -> str:
-    """The part of a file name that tells one group of records from another."""
-    parts = [mode, f"b{batch}", f"c{channels}", dtype, "compiled" * compiled, environment[:6]]
-    return "-".join(filter(None, parts))
+def first(members: pd.DataFrame) -> Row:
+    """A row that stands for what all rows of a group share."""
+    return {str(name): value for name, value in members.iloc[0].items()}
 
 
-def described(members: pd.DataFrame) -> str:
-    """The input that the rows share."""
-    row = members.iloc[0]
+def described(row: Row, measured: bool = False) -> str:
+    """The input in words and, for what was measured, the machine."""
     mode = "inference" if row["mode"] == "infer" else "training"
-    return f"{mode}, batch {row['batch']}, {row['channels']} channels, {row['dtype']}"
+    about = f"{mode}, batch {row['batch']}, {row['channels']} channels, {row['dtype']}"
+    if not measured:
+        return about
+    return f"{about}{', compiled' if row['compiled'] else ''}; {machine(row)}"
 
 
-def measured_on(members: pd.DataFrame) -> str:
-    row = {str(name): value for name, value in members.iloc[0].items()}
-    return f"{machine(row)}{', compiled' if row['compiled'] else ''}"
+def slug(row: Row, measured: bool = False) -> str:
+    """The same as part of a file name."""
+    parts = [row["mode"], f"b{row['batch']}", f"c{row['channels']}", row["dtype"]]
+    if measured:
+        parts += [*(["compiled"] if row["compiled"] else []), row["env_hash"][:6]]
+    return "-".join(parts)
 
 
 def cost_over_resolution(frame: pd.DataFrame, column: str, look: dict[str, dict[str, Any]]) -> Figure | None:
