@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
-import math
 import pkgutil
 import re
 import typing
@@ -17,7 +16,12 @@ from typing import Any, Literal, TypeVar
 
 from blocks.base import ContextBlock
 
-KINDS = {int: "a whole number", float: "a number", bool: "True or False", NoneType: "None"}
+KINDS = {
+    int: "a whole number below 2^31",
+    float: "a number below 2^31",
+    bool: "True or False",
+    NoneType: "None",
+}
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
 
@@ -69,11 +73,14 @@ class Option:
         else:
             for kind in self._types():
                 converted = float(value) if kind is float and type(value) is int else value
-                if type(converted) is kind and not (
-                    isinstance(converted, float) and not math.isfinite(converted)
-                ):
+                if type(converted) is kind and in_range(converted):
                     return converted
         raise ValueError(f"{self.name}={value!r} is not accepted; use {self.kind}")
+
+
+def in_range(value: object) -> bool:
+    """Whether a number can be meant seriously: below 2^31, and neither infinite nor NaN."""
+    return not isinstance(value, (int, float)) or abs(value) < 2**31
 
 
 @dataclass(frozen=True)

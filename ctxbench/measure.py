@@ -79,6 +79,8 @@ def timed(subjects: list[Subject], reference: Reference, on_step: Callable[[str]
     """Rounds over the subjects until each has converged or the budget is spent; yields each at its end."""
     shuffle = random.Random(0).shuffle
     active = list(subjects)
+    if active:
+        reference.warm_up()
     for subject in subjects:
         on_step(f"warming up {subject.cell.label}")
         subject.warm_up()
@@ -192,16 +194,22 @@ class Subject:
         calls, seconds = WARM_UP[self.cell.device]
         start, done = time.perf_counter(), 0
         while self.failed is None and (done < calls or time.perf_counter() - start < seconds):
-            self.sample()
+            self.attempt()
             done += 1
-        self.samples.clear()
 
     def sample(self) -> None:
+        if sample := self.attempt():
+            self.samples.append(sample)
+
+    def attempt(self) -> Sample | None:
+        """One call by the clock; one that raises is the end of this subject."""
         try:
-            self.samples.append(self.clock(self.call))
+            sample = self.clock(self.call)
             self.tidy()
+            return sample
         except Exception as error:
             self.failed = failure(error, self.spent_s)
+            return None
 
     @property
     def spent_s(self) -> float:
@@ -249,6 +257,8 @@ class Reference:
         self.product = lambda: torch.mm(a, b)
         self.clock = cuda_clock(like.get_device()) if like.is_cuda else cpu_clock
         self.samples: list[Sample] = []
+
+    def warm_up(self) -> None:
         for _ in range(3):
             self.clock(self.product)
 

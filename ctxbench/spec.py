@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import fnmatch
 import hashlib
 import itertools
@@ -20,6 +19,10 @@ DTYPES = ("float32", "bfloat16", "float16", "float64")
 MODES = ("infer", "train")
 DEVICES = ("cpu", "cuda")
 
+CONSTANTS = {"true": True, "false": False, "none": None}
+INTEGER = re.compile(r"[+-]?[0-9]{1,18}")
+NUMBER = re.compile(r"[+-]?([0-9]{1,18}\.?[0-9]{0,18}|\.[0-9]{1,18})(e[+-]?[0-9]+)?", re.IGNORECASE)
+LARGEST = 2**31 - 1
 SPEC = re.compile(r"(?P<name>[^\[\]]+?)\s*(\[(?P<options>[^\[\]]*)\])?")
 
 
@@ -179,11 +182,11 @@ def parse_options(item: str, text: str) -> dict[str, list[Any]]:
 def literal(text: str) -> Any:
     """A number, True, False or None, in Python's or in lower-case spelling; otherwise the text."""
     text = text.strip()
-    try:
-        value = ast.literal_eval({"true": "True", "false": "False", "none": "None"}.get(text.lower(), text))
-    except (ValueError, SyntaxError):
-        return text
-    return value if value is None or isinstance(value, (bool, int, float)) else text
+    if text.lower() in CONSTANTS:
+        return CONSTANTS[text.lower()]
+    if INTEGER.fullmatch(text):
+        return int(text)
+    return float(text) if NUMBER.fullmatch(text) else text
 
 
 def matching_names(pattern: str) -> list[str]:
@@ -232,8 +235,8 @@ def parse_resolutions(text: str) -> list[tuple[int, int]]:
 def parse_integers(text: str, option: str) -> list[int]:
     values = split_list(text, option)
     for item in values:
-        if not item.isascii() or not item.isdigit() or not int(item):
-            raise UsageError(f"{option}: {item!r} is not a whole number above 0")
+        if not INTEGER.fullmatch(item) or not 0 < int(item) <= LARGEST:
+            raise UsageError(f"{option}: {item[:40]!r} is not a whole number above 0 and below 2^31")
     return list(dict.fromkeys(map(int, values)))
 
 

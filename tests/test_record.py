@@ -44,6 +44,7 @@ IDENTITY: dict[str, Any] = {
     "cpu": "a processor",
     "threads": 1,
     "tf32": False,
+    "code_hash": "0123456789ab",
     "env_hash": "0123456789ab",
 }
 MEASURED: dict[str, Any] = {
