@@ -67,7 +67,8 @@ class LiveReporter(Reporter):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.progress.stop()
+        if self.live:
+            self.progress.stop()
 
     def started(self, total: int, known: list[Record]) -> None:
         self.total, self.count = total, len(known)

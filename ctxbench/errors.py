@@ -1,5 +1,7 @@
 """Mistakes told in one line."""
 
+MAX_LENGTH = 10_000
+
 
 class UsageError(Exception):
     """Wrong usage or missing data: the command prints the message and exits with code 2."""
@@ -11,5 +13,5 @@ class WriteError(Exception):
 
 def first_line(error: BaseException) -> str:
     """The first line of an error's message, or its type if it says nothing."""
-    lines = str(error).strip().splitlines()
-    return lines[0].strip() if lines else type(error).__name__
+    lines = str(error).encode(errors="replace").decode().strip().splitlines()
+    return lines[0].strip()[:MAX_LENGTH] if lines else type(error).__name__

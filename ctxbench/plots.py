@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import math
 from collections.abc import Sequence
@@ -81,6 +82,19 @@ class Picture:
     name: str
     caption: str
     figure: Figure
+
+    def svg(self) -> str:
+        """The figure as SVG, the same bytes for the same records."""
+        buffer = io.StringIO()
+        with matplotlib.rc_context(cast(Any, STYLE)):
+            self.figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+        return buffer.getvalue()
+
+    def png(self) -> bytes:
+        buffer = io.BytesIO()
+        with matplotlib.rc_context(cast(Any, STYLE)):
+            self.figure.savefig(buffer, format="png", dpi=150, metadata={"Software": None})
+        return buffer.getvalue()
 
 
 def figures(frame: pd.DataFrame) -> list[Picture]:
@@ -165,7 +179,7 @@ def latency_against_memory(frame: pd.DataFrame, look: dict[str, dict[str, Any]])
 
     The control does no work and would win everywhere: it stays out.
     """
-    data = frame[frame["family"] != CONTROL]
+    data = frame[(frame["family"] != CONTROL) & (frame["memory_predicted_bytes"] > 0)]
     data = data[data["pixels"] == data["pixels"].max()].drop_duplicates("spec")
     if len(data) < 2:
         return None

@@ -130,7 +130,9 @@ class Record(BaseModel):
         for name in type(self).model_fields:
             text = getattr(self, name)
             if name.endswith("_json") and text is not None:
-                json.loads(text, parse_constant=_refuse_constant)
+                value = json.loads(text, parse_constant=_refuse_constant)
+                if not isinstance(value, list if name.endswith("samples_json") else dict):
+                    raise ValueError(f"{name} holds JSON of another kind")
         return self
 
     @property

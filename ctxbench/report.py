@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import re
 from collections import Counter
 from dataclasses import dataclass
@@ -71,12 +70,10 @@ class Report:
 
         found = []
         for picture in plots.figures(to_frame(self.rows)):
-            svg, png = io.StringIO(), io.BytesIO()
-            picture.figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
-            picture.figure.savefig(png, format="png", dpi=150, metadata={"Software": None})
-            write_atomically(folder / f"{picture.name}.svg", svg.getvalue())
-            write_atomically(folder / f"{picture.name}.png", png.getvalue())
-            inline = inline_svg(svg.getvalue(), picture.name, picture.caption)
+            svg = picture.svg()
+            write_atomically(folder / f"{picture.name}.svg", svg)
+            write_atomically(folder / f"{picture.name}.png", picture.png())
+            inline = inline_svg(svg, picture.name, picture.caption)
             found.append(Illustration(picture.name, picture.caption, inline))
         return found
 
@@ -158,7 +155,9 @@ def inline_svg(svg: str, name: str, caption: str) -> Any:
     """
     from markupsafe import Markup, escape
 
-    element = svg[svg.index("<svg") :]
-    element = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', element)
-    element = re.sub(r'(xlink:href="#|url\(#)', rf"\g<1>{name}-", element)
+    def own_ids(tag: re.Match[str]) -> str:
+        renamed = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', tag[0])
+        return re.sub(r'(xlink:href="#|url\(#)', rf"\g<1>{name}-", renamed)
+
+    element = re.sub(r"<[^>]+>", own_ids, svg[svg.index("<svg") :])  # within tags, not in text
     return Markup(element.replace("<svg", f'<svg role="img" aria-label="{escape(caption)}"', 1))

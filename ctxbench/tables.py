@@ -47,8 +47,9 @@ class Table(Generic[R]):
 
 
 def printable(text: str) -> str:
-    """Text without control characters, which could steer a terminal, or turn its direction."""
-    return "".join(mark if mark.isprintable() else "\ufffd" for mark in text)
+    """One line of text without what could steer a terminal or turn the direction of reading."""
+    line = "".join(" " if mark.isspace() else mark for mark in text)
+    return "".join(mark if mark.isprintable() else "\ufffd" for mark in line)
 
 
 def number(value: float | None, digits: int = 4) -> str:

@@ -33,7 +33,7 @@ def apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
     monkeypatch.setattr(environment, "git_state", lambda: ("0123456789ab", False))
-    monkeypatch.setattr(measure, "REFERENCE_SIDE", 8)
+    monkeypatch.setattr(measure, "REFERENCE_SIDE", {"cpu": 8})
     monkeypatch.setattr(measure, "BUDGET_S", 0.0)
     blocks.names()  # find those of the catalogue first
     monkeypatch.setattr(registry, "_catalogue", dict(registry._catalogue))
@@ -330,7 +330,7 @@ def test_report_writes_a_page_and_says_where() -> None:
 def test_the_papers_preset_prints_the_published_numbers_beside_ours() -> None:
     result = ctxbench("profile", "--preset", "paper", "--estimate", "--out", "run")
     assert result.exit_code == 0
-    assert "Published numbers beside measured ones" in result.stdout
+    assert "Numbers of the paper beside those found here" in result.stdout
     lines = result.stdout.splitlines()
     printed = [
         row

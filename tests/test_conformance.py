@@ -42,7 +42,13 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
     "ham-cd": [*HAM_OPTIONS, {"rank": 4, "inv_t": 1.0, "ridge": 0.01}],
     "ham-vq": [*HAM_OPTIONS, {"rank": 4, "inv_t": 1.0}],
     "light-ham": [{"rank": 4}, {"rank": 4, "heads": 2, "gradient": "one-step"}],
-    "self-attn": [{}, {"heads": 4}, {"scale": True, "heads": 2}, {"impl": "sdpa"}, {"impl": "sdpa", "heads": 4}],
+    "self-attn": [
+        {},
+        {"heads": 4},
+        {"scale": True, "heads": 2},
+        {"impl": "sdpa"},
+        {"impl": "sdpa", "heads": 4},
+    ],
     "non-local": [
         {"mode": mode, "sub_sample": sub_sample}
         for mode in ("embedded-gaussian", "gaussian", "dot-product", "concat")
@@ -116,7 +122,9 @@ def test_every_dtype_is_kept_and_close_to_float64(
 
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
 @every_block
-def test_autocast_trains_and_gives_finite_gradients(name: str, options: dict[str, Any], training: bool) -> None:
+def test_autocast_trains_and_gives_finite_gradients(
+    name: str, options: dict[str, Any], training: bool
+) -> None:
     block, x = make(name, options).train(training), sample().requires_grad_()
     with torch.autocast("cpu", torch.bfloat16):
         y = block(x)

@@ -446,7 +446,9 @@ def test_fvcore_leaves_the_block_in_its_mode() -> None:
 
 
 def test_published_memory_is_compared_in_the_printed_unit() -> None:
-    rows = [{"spec": "a2", "mode": "train", "memory_predicted_bytes": 3 * 2**20, "macs": 2e9, "params": 2**20}]
+    rows = [
+        {"spec": "a2", "mode": "train", "memory_predicted_bytes": 3 * 2**20, "macs": 2e9, "params": 2**20}
+    ]
     assert value_here(rows, "a2", "gpu_memory_train") == 3
     assert value_here(rows, "a2", "gpu_memory_infer") is None
     assert value_here(rows, "a2", "macs") == 2

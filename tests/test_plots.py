@@ -15,7 +15,8 @@ from matplotlib.collections import LineCollection
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
-from ctxbench.plots import FAMILY_COLOURS, figures, pareto, spread, styles
+from ctxbench import plots
+from ctxbench.plots import FAMILY_COLOURS, pareto, spread, styles
 from ctxbench.record import Record
 from ctxbench.store import to_frame
 from tests.test_record import failed_record, make_record, no_times
@@ -76,32 +77,43 @@ def lines(figure: Figure) -> dict[str, Any]:
     return found
 
 
-KINDS = ("macs", "memory_bytes", "latency_ms_median")
+KINDS = {
+    "macs-infer-b1-c16-float32": "macs",
+    "memory-infer-b1-c16-float32": "memory_predicted_bytes",
+    "latency-infer-b1-c16-float32-012345": "latency_ms_median",
+}
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_cost_over_resolution_is_drawn_log_log_with_the_measured_values(kind: str) -> None:
+def figures(data: pd.DataFrame) -> dict[str, tuple[str, Figure]]:
+    """File name -> (caption, figure)."""
+    found = plots.figures(data)
+    assert len({picture.name for picture in found}) == len(found)
+    return {picture.name: (picture.caption, picture.figure) for picture in found}
+
+
+@pytest.mark.parametrize(("name", "column"), KINDS.items())
+def test_a_cost_over_resolution_is_drawn_log_log_with_the_measured_values(name: str, column: str) -> None:
     data = frame(*grid("ham-nmf", "self-attn"))
-    figure = figures(data)[f"{kind}-infer-16-float32"][1]
+    figure = figures(data)[name][1]
     axes = axes_of(figure)
     assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
     assert [label.get_text() for label in axes.get_xticklabels()] == ["8x8", "16x16", "32x32"]
-    scale = {"macs": 1e9, "memory_bytes": 2**20, "latency_ms_median": 1}[kind]
+    scale = {"macs": 1e9, "memory_predicted_bytes": 2**20, "latency_ms_median": 1}[column]
     for spec, line in lines(figure).items():
         expected = data[data["spec"] == spec].sort_values("pixels")
         assert list(line.get_xdata()) == list(expected["pixels"])
-        assert list(line.get_ydata()) == pytest.approx(list(expected[kind] / scale))
+        assert list(line.get_ydata()) == pytest.approx(list(expected[column] / scale))
     assert set(lines(figure)) == {"ham-nmf", "self-attn"}
 
 
 def test_axes_name_their_quantity_and_unit() -> None:
     found = figures(frame(*grid("ham-nmf", "self-attn")))
-    labels = [axes_of(found[f"{kind}-infer-16-float32"][1]).get_ylabel() for kind in KINDS]
-    assert labels == ["MACs (G)", "peak memory (MiB)", "latency (ms)"]
+    labels = [axes_of(found[name][1]).get_ylabel() for name in KINDS]
+    assert labels == ["MACs (G)", "predicted peak (MiB)", "latency (ms)"]
 
 
 def test_latency_is_drawn_with_its_interval() -> None:
-    figure = figures(frame(*grid("ham-nmf")))["latency_ms_median-infer-16-float32"][1]
+    figure = figures(frame(*grid("ham-nmf")))["latency-infer-b1-c16-float32-012345"][1]
     (bars,) = [each for each in axes_of(figure).collections if isinstance(each, LineCollection)]
     spans = [tuple(segment[:, 1]) for segment in bars.get_segments()]
     expected = [(each.latency_ms_ci_low, each.latency_ms_ci_high) for each in grid("ham-nmf")]
@@ -137,13 +149,15 @@ def test_modes_channels_and_dtypes_have_figures_of_their_own() -> None:
         *grid("none", sides=(8, 16), mode="train"),
         *grid("none", sides=(8, 16), channels=32),
         *grid("none", sides=(8, 16), dtype="bfloat16"),
+        *grid("none", sides=(8, 16), batch=4),
     ]
     found = {name for name in figures(frame(*records)) if name.startswith("macs")}
     assert found == {
-        "macs-infer-16-float32",
-        "macs-train-16-float32",
-        "macs-infer-32-float32",
-        "macs-infer-16-bfloat16",
+        "macs-infer-b1-c16-float32",
+        "macs-train-b1-c16-float32",
+        "macs-infer-b1-c32-float32",
+        "macs-infer-b1-c16-bfloat16",
+        "macs-infer-b4-c16-float32",
     }
 
 
@@ -168,31 +182,44 @@ def test_a_run_in_which_everything_failed_has_no_figures() -> None:
 def test_a_skipped_cell_adds_its_predicted_cost() -> None:
     skipped = record("none", 64, status="skipped", **no_times())
     found = figures(frame(*grid("none"), skipped))
-    memory, latency = (lines(found[f"{kind}-infer-16-float32"][1])["none"] for kind in KINDS[1:])
+    _, memory, latency = (lines(found[name][1])["none"] for name in KINDS)
     assert list(memory.get_xdata())[-1] == 64**2
     assert list(latency.get_xdata())[-1] == 32**2
 
 
-def test_a_measurement_is_drawn_before_an_estimate_of_the_same_input() -> None:
-    estimate = record("none", 8, estimated=True, memory_predicted_bytes=5 * 2**20)
+def test_environments_never_share_a_figure_of_what_was_measured() -> None:
+    other = grid("none", env_hash="ba9876543210", threads=2, device_name="other")
+    compiled = grid("none", compiled=True)
+    found = figures(frame(*grid("none"), *other, *compiled))
+    latencies = {name: caption for name, (caption, _) in found.items() if name.startswith("latency")}
+    assert set(latencies) == {
+        "latency-infer-b1-c16-float32-012345",
+        "latency-infer-b1-c16-float32-ba9876",
+        "latency-infer-b1-c16-float32-compiled-012345",
+    }
+    assert "other, 2 threads" in latencies["latency-infer-b1-c16-float32-ba9876"]
+    assert "memory-infer-b1-c16-float32" in found
+
+
+def test_what_the_allocator_measured_is_not_mixed_with_predictions() -> None:
     measured = record("none", 8, memory_measured_bytes=7 * 2**20, memory_source="allocator")
-    figure = figures(frame(estimate, measured, record("none", 16)))["memory_bytes-infer-16-float32"][1]
-    assert lines(figure)["none"].get_ydata()[0] == 7
+    figure = figures(frame(measured, record("none", 16)))["memory-infer-b1-c16-float32"][1]
+    assert lines(figure)["none"].get_ydata()[0] == measured.memory_predicted_bytes / 2**20
 
 
 def test_the_frontier_stands_at_the_largest_measured_resolution() -> None:
     records = [*grid("ham-cd", "ham-nmf", "self-attn"), record("ham-cd", 64, **no_times())]
-    caption, figure = figures(frame(*records))["pareto-infer-16-float32"]
+    caption, figure = figures(frame(*records))["pareto-infer-b1-c16-float32-012345"]
     axes = axes_of(figure)
     assert axes.get_title(loc="left") == "at 32x32"
     assert {text.get_text() for text in axes.texts} == {"ham-cd", "ham-nmf", "self-attn"}
-    assert "Latency against peak memory" in caption
+    assert "Latency against predicted peak memory" in caption
 
 
 def test_the_control_does_no_work_and_enters_no_contest() -> None:
-    found = figures(frame(*grid("none", "ham-nmf", "self-attn")))["pareto-infer-16-float32"][1]
+    found = figures(frame(*grid("none", "ham-nmf", "self-attn")))["pareto-infer-b1-c16-float32-012345"][1]
     assert {text.get_text() for text in axes_of(found).texts} == {"ham-nmf", "self-attn"}
-    assert "pareto-infer-16-float32" not in figures(frame(*grid("none", "ham-nmf")))
+    assert "pareto-infer-b1-c16-float32-012345" not in figures(frame(*grid("none", "ham-nmf")))
 
 
 def test_a_block_without_memory_or_work_of_its_own_spoils_no_figure() -> None:
@@ -268,4 +295,4 @@ def test_a_known_spread() -> None:
 def test_captions_say_what_is_shown_and_for_which_input() -> None:
     captions = [caption for caption, _ in figures(frame(*grid("self-attn", "ham-nmf"))).values()]
     assert len(captions) == len(set(captions)) == 4
-    assert all(re.search(r"inference, 16 channels, float32", caption) for caption in captions)
+    assert all(re.search(r"inference, batch 1, 16 channels, float32", caption) for caption in captions)

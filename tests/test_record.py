@@ -70,7 +70,8 @@ def make_record(**fields: Any) -> Record:
 
 def no_times() -> dict[str, None]:
     """The columns of a record whose latency was not measured."""
-    return dict.fromkeys(name for name in Record.model_fields if name.startswith(("latency", "images")))
+    timed = ("latency", "images", "iterations", "converged")
+    return dict.fromkeys(name for name in Record.model_fields if name.startswith(timed))
 
 
 def failed_record(status: str, reason: str, **fields: Any) -> Record:
@@ -78,33 +79,30 @@ def failed_record(status: str, reason: str, **fields: Any) -> Record:
     return Record(**(IDENTITY | {"status": status, "reason": reason} | fields))
 
 
-count = st.integers(0, 2**70) | st.none()
-amount = st.floats(0, allow_nan=False, allow_infinity=False) | st.none()
+count = st.integers(0, 2**63 - 1)
+amount = st.floats(0, allow_nan=False, allow_infinity=False)
 score = st.floats(allow_nan=False, allow_infinity=False) | st.none()
-text = st.text() | st.none()
+text = st.text(max_size=1000)
+costs = st.none() | st.fixed_dictionaries(
+    dict.fromkeys(("params", "macs_counted", "macs_formula", "memory_predicted_bytes"), count)
+)
+times = st.none() | st.fixed_dictionaries(
+    dict.fromkeys(("latency_ms_median", "latency_ms_ci_low", "latency_ms_ci_high"), amount)
+    | {"iterations": count, "converged": st.booleans()}
+)
 records = st.builds(
-    lambda macs, times, **fields: make_record(
-        macs_counted=macs,
-        macs_formula=macs,
-        **(
-            no_times()
-            | dict.fromkeys(("latency_ms_median", "latency_ms_ci_low", "latency_ms_ci_high"), times)
-        ),
-        **fields,
-    ),
-    macs=count,
-    times=amount,
+    lambda costs, times, **fields: Record(**(IDENTITY | (costs or {}) | (times or {}) | fields)),
+    costs=costs,
+    times=times,
     cell_id=st.text("0123456789abcdef", min_size=16, max_size=16),
-    block=st.text(),
-    spec=st.text(),
-    options_json=st.text(),
+    block=text,
+    spec=text,
+    options_json=st.dictionaries(st.text(), st.integers()).map(json.dumps),
     seed=st.integers(),
     status=st.sampled_from(["ok", "skipped", "oom", "timeout", "crashed", "error", "invalid"]),
-    reason=text,
-    wall_s=amount,
-    params=count,
-    first_call_ms=amount,
-    converged=st.booleans() | st.none(),
+    reason=text | st.none(),
+    wall_s=amount | st.none(),
+    first_call_ms=amount | st.none(),
     miou=score,
     fid=score,
 )
@@ -197,10 +195,28 @@ def test_a_record_does_not_change_once_it_is_made() -> None:
         make_record().status = "error"
 
 
-def test_measured_memory_is_shown_before_predicted_memory_even_if_it_is_zero() -> None:
-    assert make_record().row["memory_bytes"] == 3 * 2**20
-    assert make_record(memory_measured_bytes=7, memory_source="allocator").row["memory_bytes"] == 7
-    assert make_record(memory_measured_bytes=0, memory_source="allocator").row["memory_bytes"] == 0
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"macs_formula": None},
+        {"memory_predicted_bytes": None},
+        {"latency_ms_ci_low": None},
+        {"converged": None},
+        {"options_json": "{"},
+        {"fvcore_missed_json": "NaN"},
+        {"params": 10**400},
+        {"dtype": 'x"><img src=x onerror=alert(1)>'},
+        {"device_type": "tpu"},
+        {"env_hash": "../../etc"},
+        {"reason": "x" * 1_000_000},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_a_record_that_cannot_be_shown_is_none(change: dict[str, Any]) -> None:
+    """Half a measurement, a text that is no JSON, and what would end up in a page or a path."""
+    fields = json.loads(make_record().to_json()) | change
+    with pytest.raises(ValueError):
+        Record.from_json(json.dumps(fields))
 
 
 def test_every_metric_that_is_shown_is_a_column_with_a_unit() -> None:

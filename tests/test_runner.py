@@ -47,7 +47,8 @@ class Executions(list[str]):
             self.append(f"{cell.label} {cell.height}x{cell.width}")
             latency = float(cell.height + len(cell.label))
             times = dict.fromkeys(("latency_ms_median", "latency_ms_ci_low", "latency_ms_ci_high"), latency)
-            yield cell, Outcome("ok", times | {"latency_cpu_ms_median": latency, "latency_ref_ratio": 1.0})
+            times |= {"latency_cpu_ms_median": latency, "latency_ref_ratio": 1.0}
+            yield cell, Outcome("ok", times | {"iterations": 10, "converged": True, "wall_s": 0.0})
 
 
 @pytest.fixture
@@ -62,7 +63,7 @@ def steady_machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Memory enough, no look at git, and no more rounds than are needed."""
     monkeypatch.setattr(environment, "free_bytes", lambda device: 2**33)
     monkeypatch.setattr(environment, "git_state", lambda: ("0123456789ab", False))
-    monkeypatch.setattr(measure, "REFERENCE_SIDE", 8)
+    monkeypatch.setattr(measure, "REFERENCE_SIDE", {"cpu": 8})
     monkeypatch.setattr(measure, "BUDGET_S", 0.0)
     threads = torch.get_num_threads()
     yield
@@ -175,7 +176,7 @@ def test_failures_are_known_too_and_not_tried_again(tmp_path: Path, add: Add, ex
 
 def test_the_run_tells_its_command_and_its_machine(tmp_path: Path, executions: Executions) -> None:
     run(tmp_path, cells("none"))
-    about = json.loads((tmp_path / "run.json").read_text())
+    (about,) = json.loads((tmp_path / "run.json").read_text())
     assert about["command"].startswith("ctxbench")
     assert about["environment"]["torch"] == torch.__version__
     assert about["environment"]["threads"] == 1
@@ -205,8 +206,8 @@ class Log(Reporter):
         self.texts: list[str] = []
         self.records: list[Record] = []
 
-    def started(self, total: int, known: int) -> None:
-        self.totals = total, known
+    def started(self, total: int, known: list[Record]) -> None:
+        self.totals = total, len(known)
 
     def working(self, text: str) -> None:
         self.texts.append(text)
@@ -365,8 +366,7 @@ def test_what_this_run_does_not_ask_for_is_no_reason_to_refuse(
 
 def test_fresh_measures_again_in_a_new_environment(tmp_path: Path, executions: Executions) -> None:
     run(tmp_path, cells("none"))
-    store = RunStore.create(tmp_path, fresh=True)
-    (record, _) = Run(cells("none"), store, "cpu", 2).execute()
+    (record, _) = Run(cells("none"), RunStore.create(tmp_path), "cpu", 2, fresh=True).execute()
     assert record.threads == 2
 
 
