@@ -9,7 +9,7 @@ import pkgutil
 import re
 import typing
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cache
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar
@@ -58,7 +58,7 @@ class Option:
         """The accepted values, in words."""
         if self.choices:
             return ", ".join(map(str, self.choices[:-1])) + f" or {self.choices[-1]}"
-        return " or ".join(KINDS.get(kind, kind.__name__) for kind in self._types())
+        return " or ".join(KINDS.get(kind, str(kind)) for kind in self._types())
 
     def _types(self) -> tuple[type, ...]:
         if typing.get_origin(self.annotation) in (UnionType, typing.Union):
@@ -99,7 +99,12 @@ class BlockInfo:
     def __post_init__(self) -> None:
         if not NAME.fullmatch(self.name):
             raise ValueError(f"block name {self.name!r} must match {NAME.pattern}")
-        empty = [f.name for f in fields(self) if f.name != "paper" and not getattr(self, f.name)]
+        if not (inspect.isclass(self.cls) and issubclass(self.cls, ContextBlock)):
+            raise ValueError(f"block {self.name!r} is not a subclass of ContextBlock")
+        if missing := sorted(self.cls.__abstractmethods__):
+            raise ValueError(f"block {self.name!r} does not define {', '.join(missing)}")
+        texts = ("title", "family", "summary", "complexity", "formula")
+        empty = [name for name in texts if not (isinstance(getattr(self, name), str) and getattr(self, name))]
         if empty:
             raise ValueError(f"block {self.name!r} lacks {', '.join(empty)}")
 
@@ -188,7 +193,7 @@ def info(name: str) -> BlockInfo:
     raise UnknownBlockError(f"unknown block {name!r}; {hint}")
 
 
-def create(name: str, channels: int, **options: Any) -> ContextBlock:
+def create(name: str, channels: int, /, **options: Any) -> ContextBlock:
     """Build the block called `name` for inputs of shape (B, channels, H, W).
 
     Raises:
@@ -221,7 +226,10 @@ def _options(cls: type[ContextBlock]) -> Mapping[str, Option]:
         if init is None:
             continue
         parameters = inspect.signature(init).parameters.values()
-        annotations = typing.get_type_hints(init)
+        try:
+            annotations = typing.get_type_hints(init)
+        except NameError as error:
+            raise ValueError(f"an option of {cls.__name__} has an unknown annotation: {error}") from None
         for parameter in parameters:
             if parameter.kind is not parameter.KEYWORD_ONLY or parameter.name in found:
                 continue
@@ -229,7 +237,9 @@ def _options(cls: type[ContextBlock]) -> Mapping[str, Option]:
                 raise ValueError(
                     f"option {parameter.name!r} of {cls.__name__} needs an annotation and a default"
                 )
-            found[parameter.name] = Option(parameter.name, parameter.default, annotations[parameter.name])
+            option = Option(parameter.name, parameter.default, annotations[parameter.name])
+            option.check(option.default)
+            found[option.name] = option
         if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
             break
     return found

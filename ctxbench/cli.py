@@ -34,6 +34,10 @@ plugin_option = click.option(
 )
 
 
+class InterruptedRun(Exception):  # noqa: N818, it is no error
+    """The user stopped a run; what is finished is kept."""
+
+
 class Program(click.Group):
     """A group whose commands return their exit code, and whose mistakes are told in one line."""
 
@@ -52,8 +56,10 @@ class Program(click.Group):
             code = say(str(error), WRONG_USAGE)
         except WriteError as error:
             code = say(str(error), SOME_FAILED)
+        except InterruptedRun as error:
+            code = say(str(error), INTERRUPTED)
         except click.Abort:
-            code = say("interrupted; the same command goes on from here", INTERRUPTED)
+            code = say("interrupted", INTERRUPTED)
         sys.exit(code)
 
 
@@ -105,7 +111,10 @@ def blocks_command(name: str | None, bibtex: bool, plugins: tuple[Path, ...]) ->
 
 @main.command("profile")
 @click.option(
-    "--blocks", "specs", help="Blocks: names, wildcards, all, name[option=a/b]; separated by commas."
+    "--blocks",
+    "specs",
+    multiple=True,
+    help="Blocks: names, wildcards, all, name[option=a/b]; separated by commas.",
 )
 @click.option("--resolutions", help="Sizes such as 32,64x128 (default 32).")
 @click.option("--channels", help="Channels of the input (default 512).")
@@ -117,7 +126,11 @@ def blocks_command(name: str | None, bibtex: bool, plugins: tuple[Path, ...]) ->
 @click.option("--estimate", is_flag=True, help="Count MACs and predict memory; run nothing.")
 @click.option("--preset", help="A named grid: paper (Table 3 of the Hamburger paper).")
 @click.option(
-    "--threads", default=1, show_default=True, type=click.IntRange(1), help="CPU threads; 1 is steadiest."
+    "--threads",
+    default=1,
+    show_default=True,
+    type=click.IntRange(1, 1024),
+    help="CPU threads; 1 is steadiest.",
 )
 @click.option(
     "--out", type=click.Path(path_type=Path), help="Folder of the run (default results/runs/<name>)."
@@ -128,7 +141,7 @@ def blocks_command(name: str | None, bibtex: bool, plugins: tuple[Path, ...]) ->
 @plugin_option
 def profile_command(
     *,
-    specs: str | None,
+    specs: tuple[str, ...],
     device: str,
     compiled: bool,
     estimate: bool,
@@ -144,7 +157,7 @@ def profile_command(
     """Measure MACs, memory and latency of blocks over a grid of inputs."""
     prepare_torch()
     load_plugins(plugins)
-    grid = make_grid(preset, blocks=specs, **axes)
+    grid = make_grid(preset, blocks=",".join(specs) if specs else None, **axes)
     grid = dataclasses.replace(grid, device=choose_device(device), compiled=compiled, estimated=estimate)
     cells = grid.cells()
     if dry_run:
@@ -251,8 +264,13 @@ def execute(cells: list[Cell], folder: Path, device: str, threads: int, fresh: b
     from ctxbench.runner import Run
     from ctxbench.store import RunStore
 
-    with LiveReporter() as reporter:
-        return Run(cells, RunStore.create(folder), device, threads, fresh).execute(reporter)
+    run = Run(cells, RunStore.create(folder.absolute()), device, threads, fresh)
+    try:
+        with LiveReporter() as reporter:
+            return run.execute(reporter)
+    except KeyboardInterrupt:
+        same = "the same command without --fresh" if fresh else "the same command"
+        raise InterruptedRun(f"interrupted; {same} goes on from here") from None
 
 
 def print_leaderboards(records: list[Record], baseline: str) -> None:

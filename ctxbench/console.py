@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from types import TracebackType
@@ -27,12 +28,15 @@ if TYPE_CHECKING:
     import blocks
 
 REDRAW_S = 0.2
+MAX_TEXT = 300
 MIN_PLAIN_WIDTH = 180  # where output is no terminal, so that tables are not broken
 
 
 def make_console(stderr: bool = False) -> Console:
     file = sys.stderr if stderr else sys.stdout
-    return Console(file=file, width=None if file.isatty() else MIN_PLAIN_WIDTH, highlight=False)
+    return Console(
+        file=file, width=None if file is not None and file.isatty() else MIN_PLAIN_WIDTH, highlight=False
+    )
 
 
 class LiveReporter(Reporter):
@@ -94,7 +98,13 @@ class LiveReporter(Reporter):
             self.say(f"[{self.count}/{self.total}] {where}")
 
     def say(self, text: str) -> None:
-        self.console.print(Text(printable(text)), soft_wrap=True)
+        with contextlib.suppress(OSError):  # a full disk behind standard error stops no run
+            self.console.print(Text(shortened(printable(text))), soft_wrap=True)
+
+
+def shortened(text: str) -> str:
+    """Text for a terminal; the records keep it whole."""
+    return text if len(text) <= MAX_TEXT else f"{text[:MAX_TEXT]}…"
 
 
 def print_tables(tables: list[Table[Any]]) -> None:
@@ -119,7 +129,7 @@ def rich_table(table: Table[Any]) -> RichTable:
             min_width=None if not column.numeric else len(column.title.split()[0]),
         )
     for row in table.text:
-        shown.add_row(*(Text(cell) for cell in row))
+        shown.add_row(*(Text(shortened(cell)) for cell in row))
     return shown
 
 

@@ -1,6 +1,8 @@
 """Mistakes told in one line."""
 
 MAX_LENGTH = 10_000
+# What a block or a plug-in may raise: everything but the user's own interrupt.
+RAISED = (Exception, SystemExit)
 
 
 class UsageError(Exception):
@@ -13,5 +15,9 @@ class WriteError(Exception):
 
 def first_line(error: BaseException) -> str:
     """The first line of an error's message, or its type if it says nothing."""
-    lines = str(error).encode(errors="replace").decode().strip().splitlines()
+    try:
+        text = str(error)
+    except Exception:  # an error of the user's own may fail even at this
+        text = ""
+    lines = text.encode(errors="replace").decode().strip().splitlines()
     return lines[0].strip()[:MAX_LENGTH] if lines else type(error).__name__

@@ -53,16 +53,22 @@ def check_inference(block: nn.Module, x: Tensor) -> None:
     before, state = x.clone(), {name: value.clone() for name, value in block.state_dict().items()}
     with torch.no_grad():
         y = block(x)
-        require(isinstance(y, Tensor) and y.shape == x.shape, "the output has the shape of the input")
-        require(y.dtype == x.dtype and y.device == x.device, "the output has the input's dtype and device")
-        require(bool(y.isfinite().all()), "the output is finite")
-        require(torch.equal(x, before), "the input is not modified")
+        check_output(y, x, before)
         again, alone = block(x), block(x[:1])
     tolerance = TOLERANCE[x.dtype]
     require(relative_error(again, y) <= tolerance, "evaluation repeats its output")
     require(relative_error(alone, y[:1]) <= tolerance, "images of a batch do not influence one another")
     kept = all(torch.equal(state[name], value) for name, value in block.state_dict().items())
     require(kept, "evaluation writes no state")
+
+
+def check_output(y: Tensor, x: Tensor, before: Tensor, where: str = "") -> None:
+    """The output's form, and that `x` is still what it was `before`."""
+    require(isinstance(y, Tensor) and y.shape == x.shape, f"the output has the shape of the input{where}")
+    same = y.dtype == x.dtype and y.device == x.device
+    require(same, f"the output has the input's dtype and device{where}")
+    require(bool(y.isfinite().all()), f"the output is finite{where}")
+    require(torch.equal(x, before), f"the input is not modified{where}")
 
 
 def check_precision(block: nn.Module, x: Tensor) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ctxbench import gate
 from ctxbench.cost import count_with_fvcore
-from ctxbench.errors import first_line
+from ctxbench.errors import RAISED, first_line
 from ctxbench.spec import Cell
 from ctxbench.statistics import Median, median
 
@@ -69,7 +69,7 @@ def group(
         try:
             gate.check(cell.create, cell.device, getattr(torch, cell.dtype))
             subjects.append(Subject(cell, load, start))
-        except Exception as error:
+        except RAISED as error:
             yield cell, failure(error, time.perf_counter() - start)
     for subject in timed(subjects, reference, on_step):
         yield subject.cell, subject.failed or Outcome("ok", subject.columns(reference))
@@ -168,8 +168,9 @@ class Subject:
             gate.require(finite, "the gradients are finite at full size")
         self.tidy()
         x = self.x.detach()
+        before = x.clone()
         with torch.no_grad():
-            gate.require(bool(self.block(x).isfinite().all()), "the output is finite at full size")
+            gate.check_output(self.block(x), x, before, " at full size")
             if self.cell.compiled:
                 self.eager.eval()  # training draws random numbers that compiling changes
                 error = gate.relative_error(self.block(x), self.eager(x))
@@ -207,7 +208,7 @@ class Subject:
             sample = self.clock(self.call)
             self.tidy()
             return sample
-        except Exception as error:
+        except RAISED as error:
             self.failed = failure(error, self.spent_s)
             return None
 
@@ -328,7 +329,7 @@ def no_garbage_collection() -> Iterator[None]:
             gc.enable()
 
 
-def failure(error: Exception, seconds: float) -> Outcome:
+def failure(error: BaseException, seconds: float) -> Outcome:
     """The outcome of a cell whose block raised `error`; nothing measured of it is kept."""
     columns: dict[str, Any] = {"reason": first_line(error), "wall_s": seconds}
     if isinstance(error, gate.BrokenRuleError):
@@ -337,9 +338,8 @@ def failure(error: Exception, seconds: float) -> Outcome:
     return Outcome(status, columns | {"error_type": type(error).__name__})
 
 
-def is_out_of_memory(error: Exception) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
     """Whether memory ran out: CUDA has its own class, the CPU and libraries only their words."""
+    message = first_line(error)
     words = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "out of memory")
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(
-        each in str(error) for each in words
-    )
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(each in message for each in words)

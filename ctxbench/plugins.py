@@ -7,7 +7,7 @@ import importlib.util
 import sys
 from pathlib import Path
 
-from ctxbench.errors import UsageError
+from ctxbench.errors import RAISED, UsageError, first_line
 
 
 def load(path: Path) -> None:
@@ -16,7 +16,11 @@ def load(path: Path) -> None:
     Raises:
         UsageError: when it is absent or fails; a name that is taken is told with both places.
     """
-    if not path.is_file():
+    try:
+        found = path.is_file()
+    except OSError:  # a name that is too long, a folder that is closed
+        found = False
+    if not found:
         raise UsageError(f"--plugin: no file {path}")
     import blocks
 
@@ -32,6 +36,6 @@ def load(path: Path) -> None:
     sys.modules[name] = module  # inspect finds a class's source through it
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except RAISED as error:
         del sys.modules[name]
-        raise UsageError(f"--plugin: {path} failed: {type(error).__name__}: {error}") from error
+        raise UsageError(f"--plugin: {path} failed: {type(error).__name__}: {first_line(error)}") from error

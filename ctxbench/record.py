@@ -17,7 +17,8 @@ Count = Annotated[int, Field(ge=0, lt=2**63)]
 Text = Annotated[str, Field(max_length=1000)]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{12}$")]
 LongText = Annotated[str, Field(max_length=100_000)]
-Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Side = Annotated[int, Field(gt=0, lt=2**31)]
+Amount = Annotated[float, Field(ge=0, lt=1e15, allow_inf_nan=False)]
 Score = Annotated[float, Field(allow_inf_nan=False)]
 
 
@@ -46,10 +47,10 @@ class Record(BaseModel):
     estimated: bool
 
     # input
-    batch: Count
-    channels: Count
-    height: Count
-    width: Count
+    batch: Side
+    channels: Side
+    height: Side
+    width: Side
     dtype: Literal["float64", "float32", "bfloat16", "float16"]
     mode: Literal["infer", "train"]
     compiled: bool

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,8 +42,10 @@ class Report:
         Raises:
             UsageError: for a folder that holds no run, and a baseline that no record has.
         """
-        loaded = [RunStore.open(folder).read() for folder in dict.fromkeys(folders)]
-        rows = [record.row for records, _ in loaded for record in records]
+        stores = [RunStore.open(folder) for folder in folders]
+        loaded = [store.read() for store in {store.folder.resolve(): store for store in stores}.values()]
+        records = {(it.cell_id, it.env_hash, it.created_utc): it for found, _ in loaded for it in found}
+        rows = [record.row for record in records.values()]
         unreadable = [file for _, files in loaded for file in files]
         return cls(rows, unreadable, tables_of(rows, baseline))
 
@@ -69,10 +72,12 @@ class Report:
         from ctxbench import plots
 
         found = []
-        for picture in plots.figures(to_frame(self.rows)):
-            svg = picture.svg()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a glyph that no font has is drawn as a box
+            pictures = [(it, it.svg(), it.png()) for it in plots.figures(to_frame(self.rows))]
+        for picture, svg, png in pictures:
             write_atomically(folder / f"{picture.name}.svg", svg)
-            write_atomically(folder / f"{picture.name}.png", picture.png())
+            write_atomically(folder / f"{picture.name}.png", png)
             inline = inline_svg(svg, picture.name, picture.caption)
             found.append(Illustration(picture.name, picture.caption, inline))
         return found

@@ -14,7 +14,7 @@ from typing import Any
 import blocks
 from ctxbench import environment, measure
 from ctxbench.cost import Cost, estimate
-from ctxbench.errors import UsageError
+from ctxbench.errors import RAISED, UsageError, first_line
 from ctxbench.measure import Outcome
 from ctxbench.record import Record
 from ctxbench.spec import Cell
@@ -23,7 +23,7 @@ from ctxbench.store import RunStore
 MEMORY_FACTOR = 1.15  # kernels' work space beyond the tensors
 MAPS_BESIDE = 4  # input, output's gradient, and the copies a CPU convolution makes of a map
 IMPOSSIBLE = {
-    "Expected more than 1 value per channel": "batch normalisation cannot train on one value per channel; "
+    "Expected more than 1 value per channel": "normalisation needs more than one value per channel or group; "
     "use a larger batch or resolution",
     "Storage size calculation overflowed": "needs more memory than can be addressed",
 }
@@ -106,7 +106,7 @@ def outcomes(
             start = time.perf_counter()
             try:
                 cost = costs[cell] = estimate(cell)
-            except Exception as error:
+            except RAISED as error:
                 yield cell, None, cannot_run(error, time.perf_counter() - start)
                 continue
             if cell.estimated:
@@ -131,10 +131,10 @@ def describe(cell: Cell, block: bool = True) -> str:
     return f"{f'{cell.label} ' if block else ''}{shape} {cell.dtype} {cell.mode}"
 
 
-def cannot_run(error: Exception, seconds: float) -> Outcome:
+def cannot_run(error: BaseException, seconds: float) -> Outcome:
     """What an estimate's failure means: some cells cannot be, which is a result; the rest is an error."""
     for words, reason in IMPOSSIBLE.items():
-        if words in str(error):
+        if words in first_line(error):
             return Outcome("skipped", {"reason": reason, "wall_s": seconds})
     return measure.failure(error, seconds)
 

@@ -6,6 +6,7 @@ import fnmatch
 import hashlib
 import itertools
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ CONSTANTS = {"true": True, "false": False, "none": None}
 INTEGER = re.compile(r"[+-]?[0-9]{1,18}")
 NUMBER = re.compile(r"[+-]?([0-9]{1,18}\.?[0-9]{0,18}|\.[0-9]{1,18})(e[+-]?[0-9]+)?", re.IGNORECASE)
 LARGEST = 2**31 - 1
+MAX_SPECS = 10_000
 SPEC = re.compile(r"(?P<name>[^\[\]]+?)\s*(\[(?P<options>[^\[\]]*)\])?")
 
 
@@ -152,6 +154,10 @@ def parse_blocks(text: str) -> list[BlockSpec]:
         if not match:
             raise UsageError(f"cannot read block {item!r}; write name or name[option=value,...]")
         grid = parse_options(item, match["options"] or "")
+        if math.prod(map(len, grid.values())) > MAX_SPECS:
+            raise UsageError(
+                f"{item[:40]!r}... stands for more than {MAX_SPECS} blocks; write fewer alternatives"
+            )
         for name in matching_names(match["name"]):
             for values in itertools.product(*grid.values()):
                 specs[resolve(name, dict(zip(grid, values, strict=True)))] = None

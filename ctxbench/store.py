@@ -144,6 +144,8 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 
 def _read_record(path: Path) -> Record:
+    if not path.is_file():
+        raise ValueError("not a regular file")
     if path.stat().st_size > MAX_RECORD_BYTES:
         raise ValueError(f"larger than {MAX_RECORD_BYTES} bytes")
     record = Record.from_json(path.read_text(encoding="utf-8"))

@@ -51,7 +51,6 @@ every_cell = pytest.mark.parametrize("cell", MID_SIZE, ids=cell_id)
 def test_counted_macs_equal_the_closed_form(cell: Cell) -> None:
     found = estimate(cell)
     assert found.macs_counted == found.macs_formula
-    assert found.macs_counted == found.macs_formula
 
 
 @every_cell

@@ -174,6 +174,28 @@ def test_failures_are_known_too_and_not_tried_again(tmp_path: Path, add: Add, ex
     assert executions == []
 
 
+def test_a_block_whose_code_changed_is_measured_again_and_no_other(
+    tmp_path: Path, executions: Executions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = run(tmp_path, cells("none,a2"))
+    before = environment.code_hash
+    monkeypatch.setattr(
+        environment, "code_hash", lambda block: "ba9876543210" if block == "a2" else before(block)
+    )
+    executions.clear()
+    again = run(tmp_path, cells("none,a2"))
+    assert executions == ["a2 4x4", "a2 8x8"]
+    assert {record.code_hash for record in again if record.spec == "a2"} == {"ba9876543210"}
+    assert [record for record in again if record.spec == "none"] == [
+        record for record in first if record.spec == "none"
+    ]
+
+
+def test_the_code_of_a_block_is_its_own_file_and_the_catalogue(add: Add) -> None:
+    add("mine", fail)  # from this file
+    assert environment.code_hash("a2") == environment.code_hash("none") != environment.code_hash("mine")
+
+
 def test_the_run_tells_its_command_and_its_machine(tmp_path: Path, executions: Executions) -> None:
     run(tmp_path, cells("none"))
     (about,) = json.loads((tmp_path / "run.json").read_text())
@@ -314,12 +336,19 @@ def test_batch_normalisation_on_one_value_per_channel_is_skipped_with_advice(
     records = run(tmp_path, cells("ham-nmf,none", resolutions="1", modes="train"))
     assert status(records) == {"ham-nmf 1x1": "skipped", "none 1x1": "ok"}
     assert records[0].reason is not None
-    assert "batch normalisation" in records[0].reason
+    assert "normalisation" in records[0].reason
     assert "use a larger batch or resolution" in records[0].reason
     assert status(run(tmp_path, cells("ham-nmf", resolutions="1"))) == {"ham-nmf 1x1": "ok"}
     assert status(run(tmp_path, cells("ham-nmf", resolutions="1", batch="2", modes="train"))) == {
         "ham-nmf 1x1": "ok"
     }
+
+
+def test_an_input_beyond_all_addresses_is_skipped_too(tmp_path: Path) -> None:
+    (record,) = run(tmp_path, cells("self-attn", resolutions="999999", estimated=True))
+    assert record.status == "skipped"
+    assert record.reason is not None
+    assert "more memory than can be addressed" in record.reason
 
 
 # Other environments

@@ -33,7 +33,7 @@ def names(folder: Path) -> list[str]:
 
 
 def test_records_come_back_as_they_were_written(store: RunStore) -> None:
-    written = [make_record(cell_id=cell(number), batch=number) for number in range(5)]
+    written = [make_record(cell_id=cell(number), batch=number + 1) for number in range(5)]
     for record in reversed(written):
         store.write(record)
     assert store.read() == (written, [])
