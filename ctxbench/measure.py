@@ -70,6 +70,7 @@ def group(
             gate.check(cell.create, cell.device, getattr(torch, cell.dtype))
             subjects.append(Subject(cell, load, start))
         except RAISED as error:
+            load.restore()
             yield cell, failure(error, time.perf_counter() - start)
     for subject in timed(subjects, reference, on_step):
         yield subject.cell, subject.failed or Outcome("ok", subject.columns(reference))
@@ -106,16 +107,23 @@ def timed(subjects: list[Subject], reference: Reference, on_step: Callable[[str]
 class Load:
     """What all blocks of a group are given: the input and, in training, the output's gradient."""
 
+    seed: int
     x: Tensor
     gradient: Tensor | None
 
     @classmethod
     def of(cls, cell: Cell) -> Load:
-        torch.manual_seed(cell.seed)
-        device, dtype = torch.device(cell.device), getattr(torch, cell.dtype)
-        x = torch.randn(cell.shape).to(device, dtype).requires_grad_(cell.training)
-        gradient = torch.randn(cell.shape).to(device, dtype) if cell.training else None
-        return cls(x, gradient)
+        empty = torch.empty(cell.shape, device=cell.device, dtype=getattr(torch, cell.dtype))
+        gradient = torch.randn(cell.shape).to(empty) if cell.training else None
+        load = cls(cell.seed, empty.requires_grad_(cell.training), gradient)
+        load.restore()
+        return load
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Draw the input, or draw it again after a block that may have modified it."""
+        generator = torch.Generator().manual_seed(self.seed)
+        self.x.copy_(torch.randn(self.x.shape, generator=generator))
 
 
 class Subject:

@@ -151,7 +151,8 @@ def slug(row: Row, measured: bool = False) -> str:
 def cost_over_resolution(frame: pd.DataFrame, column: str, look: dict[str, dict[str, Any]]) -> Figure | None:
     """One column against the number of pixels, log-log, one line per spec, labelled at its end."""
     data = frame[frame[column] > 0]
-    if data["pixels"].nunique() < 2:
+    data = data[data.groupby("spec")["pixels"].transform("nunique") > 1]
+    if data.empty:
         return None
     metric = METRICS[column]
     figure = Figure(figsize=SIZE)

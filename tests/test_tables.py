@@ -110,6 +110,11 @@ def test_an_estimate_and_a_measurement_are_told_apart() -> None:
     assert ("estimated" in one.title) != ("estimated" in other.title)
 
 
+def test_estimates_of_any_machine_stand_in_one_table() -> None:
+    other = estimated("b", 10**9, device_name="another processor", env_hash="ba9876543210")
+    assert column(board(estimated("a", 10**8), other), "block") == ["a", "b"]
+
+
 def test_tables_come_by_rising_resolution() -> None:
     rows = [ok("a", height=side, width=side).row for side in (64, 8, 32)]
     assert ["8x8" in leaderboards(rows)[0].title, "64x64" in leaderboards(rows)[2].title] == [True, True]
