@@ -161,10 +161,7 @@ def profile_command(
     grid = dataclasses.replace(grid, device=choose_device(device), compiled=compiled, estimated=estimate)
     cells = grid.cells()
     if dry_run:
-        for cell in cells:
-            click.echo(
-                f"{cell.id}  {cell.label}  {'x'.join(map(str, cell.shape))}  {cell.dtype}  {cell.mode}"
-            )
+        print_plan(cells, as_json)
         return OK
     folder = out or RUNS / default_name(cells, threads)
     records = execute(cells, folder, grid.device, threads, fresh)
@@ -271,6 +268,23 @@ def execute(cells: list[Cell], folder: Path, device: str, threads: int, fresh: b
     except KeyboardInterrupt:
         same = "the same command without --fresh" if fresh else "the same command"
         raise InterruptedRun(f"interrupted; {same} goes on from here") from None
+
+
+def print_plan(cells: list[Cell], as_json: bool) -> None:
+    """The cells of a run, one a line or as JSON."""
+    if as_json:
+        click.echo(
+            json.dumps(
+                [
+                    {"cell_id": cell.id} | dataclasses.asdict(cell) | {"options": dict(cell.options)}
+                    for cell in cells
+                ],
+                indent=1,
+            )
+        )
+        return
+    for cell in cells:
+        click.echo(f"{cell.id}  {cell.label}  {'x'.join(map(str, cell.shape))}  {cell.dtype}  {cell.mode}")
 
 
 def print_leaderboards(records: list[Record], baseline: str) -> None:

@@ -24,6 +24,7 @@ from torch.utils.flop_counter import flop_registry
 
 import blocks
 from ctxbench.meta import meta_tensors
+from ctxbench.record import LARGEST_COUNT
 from ctxbench.spec import Cell
 
 # It prints a stack trace for a storage too large to be addressed, which is a result here.
@@ -158,8 +159,8 @@ def trace(block: blocks.ContextBlock, x: Tensor, gradient: Tensor | None) -> Cos
 
 def closed_form(block: blocks.ContextBlock, height: int, width: int) -> int:
     macs = block.macs(height, width)
-    if type(macs) is not int or not 0 <= macs < 2**63:
-        raise TypeError("macs() must return a whole number from 0 up, below 2^63")
+    if type(macs) is not int or not 0 <= macs < LARGEST_COUNT:
+        raise TypeError("macs() must return a whole number from 0 up, below 10^30")
     return macs
 
 

@@ -9,11 +9,12 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 SCHEMA_VERSION: Literal[1] = 1
+LARGEST_COUNT = 10**30
 
 Status = Literal["ok", "skipped", "oom", "timeout", "crashed", "error", "invalid"]
 FAILED: tuple[Status, ...] = ("oom", "timeout", "crashed", "error", "invalid")
 Row = dict[str, Any]
-Count = Annotated[int, Field(ge=0, lt=2**63)]
+Count = Annotated[int, Field(ge=0, lt=LARGEST_COUNT)]
 Text = Annotated[str, Field(max_length=1000)]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{12}$")]
 LongText = Annotated[str, Field(max_length=100_000)]

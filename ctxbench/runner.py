@@ -85,12 +85,17 @@ class Run:
         return [known[cell.id] for cell in self.cells]
 
     def known_records(self) -> dict[str, Record]:
-        """The records of this plan's cells that the folder holds, made by the present code."""
+        """The records of this plan's cells that the folder holds, made by the present code.
+
+        What was skipped is tried again: memory may have become free.
+        """
         wanted = {cell.id for cell in self.cells}
         return {
             record.cell_id: record
             for record in self.store.read()[0]
-            if record.cell_id in wanted and record.code_hash == environment.code_hash(record.block)
+            if record.cell_id in wanted
+            and record.status != "skipped"
+            and record.code_hash == environment.code_hash(record.block)
         }
 
 

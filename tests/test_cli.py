@@ -21,7 +21,7 @@ from blocks import registry
 from ctxbench import __version__, environment, measure, presets, published
 from ctxbench.cli import main
 from ctxbench.spec import Grid
-from tests.test_record import make_record
+from tests.factories import make_record
 
 HERE = Path(__file__).parents[1]
 QUICK = ("--channels", "8", "--resolutions", "4")

@@ -19,7 +19,7 @@ from ctxbench import plots
 from ctxbench.plots import FAMILY_COLOURS, pareto, spread, styles
 from ctxbench.record import Record
 from ctxbench.store import to_frame
-from tests.test_record import failed_record, make_record, no_times
+from tests.factories import failed_record, make_record, no_times
 
 FAMILIES = {
     "ham-nmf": "decomposition",

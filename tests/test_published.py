@@ -12,7 +12,7 @@ from ctxbench import published
 from ctxbench.published import LABELS, Comparison, compare_profile
 from ctxbench.record import Row
 from ctxbench.spec import parse_blocks
-from tests.test_record import make_record
+from tests.factories import make_record
 
 FILES = ("paper", "mmseg_zoo", "generation")
 NUMBERS = {

@@ -23,7 +23,7 @@ from ctxbench.record import Record
 from ctxbench.report import Report, tables_of
 from ctxbench.runner import cost_columns
 from ctxbench.store import RunStore
-from tests.test_record import IDENTITY, failed_record, make_record
+from tests.factories import IDENTITY, failed_record, make_record
 
 HOSTILE = [
     "<script>alert(1)</script>",

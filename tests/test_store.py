@@ -14,7 +14,7 @@ import pytest
 from ctxbench.errors import UsageError
 from ctxbench.record import Record
 from ctxbench.store import MAX_RECORD_BYTES, RunStore, Unreadable, to_frame, write_atomically
-from tests.test_record import failed_record, make_record
+from tests.factories import failed_record, make_record
 
 HERE = Path(__file__).parents[1]
 

@@ -12,7 +12,7 @@ from markdown_it import MarkdownIt
 
 from ctxbench.record import Record
 from ctxbench.tables import Column, Table, escape_markdown, leaderboards, markdown, number, printable
-from tests.test_record import failed_record, make_record, no_times
+from tests.factories import failed_record, make_record, no_times
 
 DASH = "–"
 
