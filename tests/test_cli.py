@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -134,6 +135,28 @@ def test_a_failed_cell_is_1_and_the_others_are_measured(tmp_path: Path) -> None:
     assert "Traceback" not in result.output
 
 
+def test_a_block_that_wants_to_leave_python_is_an_error_like_any_other(tmp_path: Path) -> None:
+    mine = plugin(tmp_path / "mine.py", before="raise SystemExit(0)")
+    result = profile("--blocks", "my-block,none", "--plugin", mine)
+    assert result.exit_code == 1
+    assert re.search(r"none .*±", result.stdout)
+
+
+@pytest.mark.skipif(not (shutil.which("c++") or shutil.which("g++")), reason="torch.compile needs a compiler")
+def test_a_compiled_block_is_measured_in_both_modes() -> None:
+    result = profile("--blocks", "ham-nmf[rank=4]", "--compile", "--modes", "infer,train", "--json")
+    assert result.exit_code == 0, result.output
+    for record in json.loads(result.stdout):
+        assert record["compiled"]
+        assert record["first_call_ms"] > record["latency_ms_median"]
+
+
+def test_a_plan_can_be_read_by_programs() -> None:
+    (cell,) = json.loads(profile("--blocks", "a2[c_m=4]", "--dry-run", "--json").stdout)
+    assert cell["options"] == {"c_m": 4, "c_n": None}
+    assert not Path("results").exists()
+
+
 def test_a_skipped_cell_is_a_result_and_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(environment, "free_bytes", lambda device: 0)
     result = profile("--blocks", "self-attn")
@@ -141,10 +164,11 @@ def test_a_skipped_cell_is_a_result_and_no_failure(monkeypatch: pytest.MonkeyPat
     assert "skipped: needs" in result.stdout
 
 
-def test_an_interrupt_is_130_and_the_same_command_goes_on_from_there(tmp_path: Path) -> None:
-    """A real Ctrl-C, in the middle of the second resolution."""
+@pytest.mark.parametrize("blow", ["SIGINT", "SIGTERM"])
+def test_an_interrupt_is_130_and_the_same_command_goes_on_from_there(tmp_path: Path, blow: str) -> None:
+    """A real Ctrl-C, or a scheduler's signal, in the middle of the second resolution."""
     strike = "x.shape[-1] == 6 and not Path('struck').exists() and "
-    strike += "(Path('struck').touch(), os.kill(os.getpid(), signal.SIGINT))"
+    strike += f"(Path('struck').touch(), os.kill(os.getpid(), signal.{blow}))"
     mine = plugin(tmp_path / "mine.py", before=strike)
     command = ("profile", "--blocks", "none,my-block", "--resolutions", "4,6", "--channels", "8")
     command += ("--plugin", str(mine), "--out", "run")

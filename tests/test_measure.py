@@ -188,8 +188,13 @@ def test_what_was_measured_before_a_failure_is_not_shown(add: Callable[[str, For
         (lambda x: x[..., 1:], "the output has the shape of the input"),
         (lambda x: x + torch.rand_like(x), "evaluation repeats its output"),
         (lambda x: x / 0 if full_size(x) else x, "the output is finite at full size"),
+        (lambda x: x[..., 1:] if full_size(x) else x, "the output has the shape of the input at full size"),
+        (
+            lambda x: x.half() if full_size(x) else x,
+            "the output has the input's dtype and device at full size",
+        ),
     ],
-    ids=["shape", "random", "full size"],
+    ids=["shape", "random", "full size", "full-size shape", "full-size dtype"],
 )
 def test_a_block_that_breaks_a_rule_gets_no_latency(
     add: Callable[[str, Forward], None], forward: Forward, rule: str
@@ -198,6 +203,18 @@ def test_a_block_that_breaks_a_rule_gets_no_latency(
     found = measured("wrong,none")
     assert found["wrong"] == Outcome("invalid", {"reason": f"broken rule: {rule}"})
     assert found["none"].status == "ok"
+
+
+def test_a_block_that_modifies_the_shared_input_at_full_size_harms_no_other(
+    add: Callable[[str, Forward], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        Scaled, "forward", lambda self, x: x.mul_(float("inf")) if full_size(x) else x * self.scale
+    )
+    add("wrong", lambda x: x)
+    found = measured("wrong,none,a2")
+    assert found["wrong"].status == "invalid"
+    assert found["none"].status == found["a2"].status == "ok"
 
 
 def test_a_group_in_which_all_fail_is_no_group_to_time(

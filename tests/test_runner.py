@@ -196,6 +196,34 @@ def test_the_code_of_a_block_is_its_own_file_and_the_catalogue(add: Add) -> None
     assert environment.code_hash("a2") == environment.code_hash("none") != environment.code_hash("mine")
 
 
+def test_what_was_skipped_is_tried_again(
+    tmp_path: Path, executions: Executions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(environment, "free_bytes", lambda device: 0)
+    assert set(status(run(tmp_path, cells("none,a2"))).values()) == {"skipped"}
+    monkeypatch.setattr(environment, "free_bytes", lambda device: 2**33)
+    assert set(status(run(tmp_path, cells("none,a2"))).values()) == {"ok"}
+
+
+def test_a_record_of_older_code_is_measured_again(
+    tmp_path: Path, executions: Executions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(tmp_path, cells("none,a2"))
+    executions.clear()
+    real = environment.code_hash
+    monkeypatch.setattr(
+        environment, "code_hash", lambda block: "ba9876543210" if block == "a2" else real(block)
+    )
+    run(tmp_path, cells("none,a2"))
+    assert {label.split()[0] for label in executions} == {"a2"}
+
+
+def test_storage_beyond_all_addresses_is_skipped(tmp_path: Path) -> None:
+    (record,) = run(tmp_path, cells("self-attn", resolutions="99999", estimated=True))
+    assert record.status == "skipped"
+    assert "more memory than can be addressed" in str(record.reason)
+
+
 def test_the_run_tells_its_command_and_its_machine(tmp_path: Path, executions: Executions) -> None:
     run(tmp_path, cells("none"))
     (about,) = json.loads((tmp_path / "run.json").read_text())
