@@ -18,7 +18,7 @@ check: $(STAMP)
 	$(BIN)/mypy
 
 bench: $(STAMP)
-	$(BIN)/python -m pytest tests/bench --override-ini addopts= --benchmark-only --benchmark-autosave --benchmark-columns=min,median,iqr,rounds
+	$(BIN)/python -m pytest tests/bench --override-ini addopts= --benchmark-only --benchmark-autosave --benchmark-group-by=func --benchmark-time-unit=ms --benchmark-columns=min,median,iqr,rounds
 
 clean:
 	rm -rf $(VENV) report dist .pytest_cache .mypy_cache .ruff_cache .benchmarks .hypothesis
