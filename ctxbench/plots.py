@@ -104,7 +104,8 @@ def figures(frame: pd.DataFrame) -> list[Picture]:
     measured has a figure for each environment.
     """
     usable = frame[frame["status"].isin(["ok", "skipped"])]
-    timed = usable[usable["latency_ms_median"].notna()]
+    # The control does no work: it would win every contest, and stretch the axes of what works.
+    timed = usable[usable["latency_ms_median"].notna() & (usable["family"] != CONTROL)]
     look = styles(frame)
     found = []
     with matplotlib.rc_context(cast(Any, STYLE)):
@@ -176,11 +177,8 @@ def cost_over_resolution(frame: pd.DataFrame, column: str, look: dict[str, dict[
 
 
 def latency_against_memory(frame: pd.DataFrame, look: dict[str, dict[str, Any]]) -> Figure | None:
-    """Latency and memory at the largest measured resolution, with the Pareto frontier.
-
-    The control does no work and would win everywhere: it stays out.
-    """
-    data = frame[(frame["family"] != CONTROL) & (frame["memory_predicted_bytes"] > 0)]
+    """Latency and memory at the largest measured resolution, with the Pareto frontier."""
+    data = frame[frame["memory_predicted_bytes"] > 0]
     data = data[data["pixels"] == data["pixels"].max()].drop_duplicates("spec")
     if len(data) < 2:
         return None
@@ -255,7 +253,8 @@ def label_ends(axes: Axes, ends: list[tuple[float, float, str]], look: dict[str,
     gap = 0.048  # a line of text, in parts of the axes' height
     ends = sorted(ends, key=lambda end: (end[1], end[2]))
     wanted = [math.log(y / bottom) / span for _, y, _ in ends]
-    places = spread(wanted, gap)
+    room = [min(place, 1 - gap * below) for below, place in enumerate(reversed(wanted))]
+    places = spread(room[::-1], gap)  # none above the axes
     for (x, y, spec), place in zip(ends, places, strict=True):
         axes.annotate(
             spec,

@@ -180,17 +180,17 @@ def test_a_run_in_which_everything_failed_has_no_figures() -> None:
 
 
 def test_a_skipped_cell_adds_its_predicted_cost() -> None:
-    skipped = record("none", 64, status="skipped", **no_times())
-    found = figures(frame(*grid("none"), skipped))
-    _, memory, latency = (lines(found[name][1])["none"] for name in KINDS)
+    skipped = record("ham-nmf", 64, status="skipped", **no_times())
+    found = figures(frame(*grid("ham-nmf"), skipped))
+    _, memory, latency = (lines(found[name][1])["ham-nmf"] for name in KINDS)
     assert list(memory.get_xdata())[-1] == 64**2
     assert list(latency.get_xdata())[-1] == 32**2
 
 
 def test_environments_never_share_a_figure_of_what_was_measured() -> None:
-    other = grid("none", env_hash="ba9876543210", threads=2, device_name="other")
-    compiled = grid("none", compiled=True)
-    found = figures(frame(*grid("none"), *other, *compiled))
+    other = grid("ham-nmf", env_hash="ba9876543210", threads=2, device_name="other")
+    compiled = grid("ham-nmf", compiled=True)
+    found = figures(frame(*grid("ham-nmf"), *other, *compiled))
     latencies = {name: caption for name, (caption, _) in found.items() if name.startswith("latency")}
     assert set(latencies) == {
         "latency-infer-b1-c16-float32-012345",
@@ -202,9 +202,9 @@ def test_environments_never_share_a_figure_of_what_was_measured() -> None:
 
 
 def test_what_the_allocator_measured_is_not_mixed_with_predictions() -> None:
-    measured = record("none", 8, memory_measured_bytes=7 * 2**20, memory_source="allocator")
-    figure = figures(frame(measured, record("none", 16)))["memory-infer-b1-c16-float32"][1]
-    assert lines(figure)["none"].get_ydata()[0] == measured.memory_predicted_bytes / 2**20
+    measured = record("ham-nmf", 8, memory_measured_bytes=7 * 2**20, memory_source="allocator")
+    figure = figures(frame(measured, record("ham-nmf", 16)))["memory-infer-b1-c16-float32"][1]
+    assert lines(figure)["ham-nmf"].get_ydata()[0] == measured.memory_predicted_bytes / 2**20
 
 
 def test_the_frontier_stands_at_the_largest_measured_resolution() -> None:
