@@ -239,7 +239,7 @@ def plain_numbers(axes: Axes, both: bool = False) -> None:
     """Ticks like 0.1, 10 and 1,000 instead of powers of ten; also 2 and 5 where there are few."""
     for axis in (axes.yaxis, axes.xaxis) if both else (axes.yaxis,):
         low, high = axis.get_view_interval()
-        steps = (1, 2, 5) if high < 200 * low else (1,)
+        steps = (1, 2, 5) if high < 1000 * low else (1,)
         axis.set_major_locator(LogLocator(subs=steps))
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
         axis.set_minor_formatter(NullFormatter())
