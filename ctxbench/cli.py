@@ -20,6 +20,7 @@ from ctxbench.errors import UsageError, WriteError
 
 if TYPE_CHECKING:
     from ctxbench.record import Record
+    from ctxbench.runner import Run
     from ctxbench.spec import Cell, Grid
 
 OK, SOME_FAILED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
@@ -124,7 +125,10 @@ def blocks_command(name: str | None, bibtex: bool, plugins: tuple[Path, ...]) ->
 @click.option("--device", default="auto", help="auto, cpu or cuda.", show_default=True)
 @click.option("--compile", "compiled", is_flag=True, help="Measure the block under torch.compile.")
 @click.option("--estimate", is_flag=True, help="Count MACs and predict memory; run nothing.")
-@click.option("--preset", help="A named grid: paper (Table 3 of the Hamburger paper).")
+@click.option(
+    "--preset",
+    help="A named grid, whose axes the other options replace: paper (Table 3 of the Hamburger paper).",
+)
 @click.option(
     "--threads",
     default=1,
@@ -132,6 +136,12 @@ def blocks_command(name: str | None, bibtex: bool, plugins: tuple[Path, ...]) ->
     type=click.IntRange(1, 1024),
     help="CPU threads; 1 is steadiest.",
 )
+@click.option(
+    "--budget",
+    type=click.FloatRange(0, 3600),
+    help="Seconds of timed calls per cell that does not settle before (default 2); at least 10 calls.",
+)
+@click.option("--baseline", help="The block that ratios refer to (default: the first).")
 @click.option(
     "--out", type=click.Path(path_type=Path), help="Folder of the run (default results/runs/<name>)."
 )
@@ -147,6 +157,8 @@ def profile_command(
     estimate: bool,
     preset: str | None,
     threads: int,
+    budget: float | None,
+    baseline: str | None,
     out: Path | None,
     fresh: bool,
     dry_run: bool,
@@ -163,12 +175,15 @@ def profile_command(
     if dry_run:
         print_plan(cells, as_json)
         return OK
+    from ctxbench.runner import Run
+    from ctxbench.store import RunStore
+
     folder = out or RUNS / default_name(cells, threads)
-    records = execute(cells, folder, grid.device, threads, fresh)
+    records = execute(Run(cells, RunStore.create(folder.absolute()), grid.device, threads, fresh, budget))
     if as_json:
         click.echo(json.dumps([record.model_dump() for record in records], indent=1, allow_nan=False))
     else:
-        print_leaderboards(records, baseline=cells[0].label)
+        print_leaderboards(records, baseline or cells[0].label)
         click.echo(f"records: {folder}   page: {shlex.join(['ctxbench', 'report', str(folder)])}")
     return exit_code(records)
 
@@ -198,10 +213,12 @@ def demo_command(out: Path, fresh: bool) -> int:
     prepare_torch()
     from ctxbench.presets import DEMO, DEMO_SHOWN
     from ctxbench.report import Report
+    from ctxbench.runner import Run
+    from ctxbench.store import RunStore
 
     device, folder = choose_device("auto"), out / "run"
     cells = [cell for grid in DEMO for cell in dataclasses.replace(grid, device=device).cells()]
-    records = execute(cells, folder, device, threads=1, fresh=fresh)
+    records = execute(Run(cells, RunStore.create(folder.absolute()), device, threads=1, fresh=fresh))
     print_leaderboards([record for record in records if record.height in DEMO_SHOWN], baseline="self-attn")
     click.echo(f"report: {Report.of([folder]).write(out)}")
     return exit_code(records)
@@ -253,20 +270,19 @@ def choose_device(wanted: str) -> str:
 def default_name(cells: list[Cell], threads: int) -> str:
     """The same command goes on in the same folder; another one gets its own."""
     plan = " ".join([str(threads), *(cell.id for cell in cells)])
-    return f"profile-{hashlib.sha256(plan.encode()).hexdigest()[:8]}"
+    names = list(dict.fromkeys(cell.block for cell in cells))
+    readable = "_".join([*names[:3], *(["more"] if len(names) > 3 else [])])[:40]
+    return f"{readable}-{hashlib.sha256(plan.encode()).hexdigest()[:8]}"
 
 
-def execute(cells: list[Cell], folder: Path, device: str, threads: int, fresh: bool) -> list[Record]:
+def execute(run: Run) -> list[Record]:
     from ctxbench.console import LiveReporter
-    from ctxbench.runner import Run
-    from ctxbench.store import RunStore
 
-    run = Run(cells, RunStore.create(folder.absolute()), device, threads, fresh)
     try:
         with LiveReporter() as reporter:
             return run.execute(reporter)
     except KeyboardInterrupt:
-        same = "the same command without --fresh" if fresh else "the same command"
+        same = "the same command without --fresh" if run.fresh else "the same command"
         raise InterruptedRun(f"interrupted; {same} goes on from here") from None
 
 

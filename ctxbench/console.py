@@ -88,6 +88,10 @@ class LiveReporter(Reporter):
             self.progress.refresh()
             self.drawn = time.monotonic()
 
+    def measuring(self, text: str) -> None:
+        if not self.live:
+            self.say(text)
+
     def finished(self, record: Record) -> None:
         self.count += 1
         self.progress.advance(self.task)

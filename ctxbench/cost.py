@@ -78,6 +78,7 @@ class Cost:
 
     Attributes:
         params: number of parameters.
+        params_formula: their closed form.
         macs_formula: closed form of one forward at this batch size.
         macs_counted: what the dispatcher counted in the forward.
         macs_backward: what it counted in the backward as executed; None in inference.
@@ -87,6 +88,7 @@ class Cost:
     """
 
     params: int
+    params_formula: int
     macs_formula: int
     macs_counted: int
     macs_backward: int | None
@@ -149,6 +151,7 @@ def trace(block: blocks.ContextBlock, x: Tensor, gradient: Tensor | None) -> Cos
     batch, _, height, width = x.shape
     return Cost(
         params=sum(parameter.numel() for parameter in block.parameters()),
+        params_formula=block.param_count(),
         macs_formula=batch * closed_form(block, height, width),
         macs_counted=forward,
         macs_backward=backward,

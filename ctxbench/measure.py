@@ -25,7 +25,7 @@ from ctxbench.statistics import Median, median
 MIN_ROUNDS, MAX_ROUNDS = 10, 1000
 HALF_WIDTH = {"cpu": 0.02, "cuda": 0.01}  # of the median's interval, where a cell stops
 WARM_UP = {"cpu": (2, 0.0), "cuda": (3, 0.025)}  # at least so many calls and seconds
-BUDGET_S = 2.0  # of rounds per cell, once MIN_ROUNDS are done
+BUDGET_S = 2.0  # of timed calls per cell, once MIN_ROUNDS are done
 REFERENCE_SIDE = {"cpu": 768, "cuda": 8192}
 
 
@@ -46,13 +46,18 @@ class Outcome:
 
 
 def group(
-    cells: list[Cell], threads: int, on_step: Callable[[str], None] = lambda text: None
+    cells: list[Cell],
+    threads: int,
+    budget_s: float | None = None,
+    on_step: Callable[[str], None] = lambda text: None,
 ) -> Iterator[tuple[Cell, Outcome]]:
     """Measure cells that differ in the block alone; yields each cell once, as soon as it is known.
 
     All blocks get the same input. They are timed in rounds: each round calls every block and the
-    reference once, in random order, so that a drift of the machine meets all alike.
+    reference once, in random order, so that a drift of the machine meets all alike. A block leaves
+    when it has settled or its calls have taken `budget_s` (None: BUDGET_S), but not before MIN_ROUNDS.
     """
+    budget_s = BUDGET_S if budget_s is None else budget_s
     torch.set_num_threads(threads)
     try:
         if cells[0].compiled:
@@ -72,12 +77,14 @@ def group(
         except RAISED as error:
             load.restore()
             yield cell, failure(error, time.perf_counter() - start)
-    for subject in timed(subjects, reference, on_step):
+    for subject in timed(subjects, reference, budget_s, on_step):
         yield subject.cell, subject.failed or Outcome("ok", subject.columns(reference))
 
 
-def timed(subjects: list[Subject], reference: Reference, on_step: Callable[[str], None]) -> Iterator[Subject]:
-    """Rounds over the subjects until each has converged or the budget is spent; yields each at its end."""
+def timed(
+    subjects: list[Subject], reference: Reference, budget_s: float, on_step: Callable[[str], None]
+) -> Iterator[Subject]:
+    """Rounds over the subjects until each has converged or spent its budget; yields each at its end."""
     shuffle = random.Random(0).shuffle
     active = list(subjects)
     if active:
@@ -85,12 +92,11 @@ def timed(subjects: list[Subject], reference: Reference, on_step: Callable[[str]
     for subject in subjects:
         on_step(f"warming up {subject.cell.label}")
         subject.warm_up()
-    deadline = time.perf_counter() + BUDGET_S * len(subjects)
     with no_garbage_collection():
         for number in range(MAX_ROUNDS + 1):
-            late = time.perf_counter() > deadline or number == MAX_ROUNDS
             for subject in list(active):
-                over = number >= MIN_ROUNDS and (late or subject.converged)
+                spent = subject.timed_s >= budget_s or number == MAX_ROUNDS
+                over = number >= MIN_ROUNDS and (spent or subject.converged)
                 if over or subject.failed is not None:
                     active.remove(subject)
                     yield subject
@@ -223,7 +229,12 @@ class Subject:
     @property
     def spent_s(self) -> float:
         """Seconds given to this cell: its checks, then its calls."""
-        return self.preparation_s + sum(sample.wall_ms for sample in self.samples) / 1000
+        return self.preparation_s + self.timed_s
+
+    @property
+    def timed_s(self) -> float:
+        """Seconds of its timed calls."""
+        return sum(sample.wall_ms for sample in self.samples) / 1000
 
     @property
     def wall(self) -> Median:

@@ -36,8 +36,7 @@ LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1)), (0, (1, 1)))
 SIZE = (6.4, 4.2)  # inches
 STYLE: dict[str, Any] = {
     "font.size": 9,
-    "axes.titlesize": 10,
-    "axes.titleweight": "bold",
+    "axes.titlesize": 8,
     "axes.titlelocation": "left",
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -69,7 +68,7 @@ def styles(frame: pd.DataFrame) -> dict[str, dict[str, Any]]:
 
 
 COUNTED = (
-    ("macs", "macs", "MACs of one forward"),
+    ("macs_total", "macs", "MACs"),
     ("memory_predicted_bytes", "memory", "Predicted peak memory"),
 )
 INPUT = ["mode", "batch", "channels", "dtype"]
@@ -112,17 +111,15 @@ def figures(frame: pd.DataFrame) -> list[Picture]:
         for _, members in usable.groupby(INPUT):
             about, name = described(first(members)), slug(first(members))
             for column, stem, what in COUNTED:
-                if figure := cost_over_resolution(members, column, look):
+                if figure := cost_over_resolution(members, column, look, about):
                     found.append(Picture(f"{stem}-{name}", f"{what} ({about})", figure))
         for _, members in timed.groupby([*INPUT, "compiled", "env_hash"]):
             about, name = described(first(members), measured=True), slug(first(members), measured=True)
-            if figure := cost_over_resolution(members, "latency_ms_median", look):
+            if figure := cost_over_resolution(members, "latency_ms_median", look, about):
                 caption = f"Latency, median with its 95 % interval ({about})"
                 found.append(Picture(f"latency-{name}", caption, figure))
-            if figure := latency_against_memory(members, look):
-                caption = (
-                    f"Latency against predicted peak memory ({about}); none lies below and left of the line"
-                )
+            if figure := latency_against_memory(members, look, about):
+                caption = f"Latency against predicted peak memory ({about}); no other block lies below and left of the line"
                 found.append(Picture(f"pareto-{name}", caption, figure))
     return found
 
@@ -134,7 +131,7 @@ def first(members: pd.DataFrame) -> Row:
 
 def described(row: Row, measured: bool = False) -> str:
     """The input in words and, for what was measured, the machine."""
-    mode = "inference" if row["mode"] == "infer" else "training"
+    mode = "inference" if row["mode"] == "infer" else "training, forward and backward"
     about = f"{mode}, batch {row['batch']}, {row['channels']} channels, {row['dtype']}"
     if not measured:
         return about
@@ -149,7 +146,9 @@ def slug(row: Row, measured: bool = False) -> str:
     return "-".join(parts)
 
 
-def cost_over_resolution(frame: pd.DataFrame, column: str, look: dict[str, dict[str, Any]]) -> Figure | None:
+def cost_over_resolution(
+    frame: pd.DataFrame, column: str, look: dict[str, dict[str, Any]], about: str
+) -> Figure | None:
     """One column against the number of pixels, log-log, one line per spec, labelled at its end."""
     data = frame[frame[column] > 0]
     data = data[data.groupby("spec")["pixels"].transform("nunique") > 1]
@@ -169,14 +168,14 @@ def cost_over_resolution(frame: pd.DataFrame, column: str, look: dict[str, dict[
             low, high = rows["latency_ms_ci_low"], rows["latency_ms_ci_high"]
             axes.vlines(rows["pixels"], low, high, color=look[spec]["color"], linewidth=1)
         ends.append((float(rows["pixels"].iloc[-1]), float(y.iloc[-1]), spec))
-    axes.set(xscale="log", yscale="log", ylabel=metric.title, xlabel="resolution")
+    axes.set(xscale="log", yscale="log", ylabel=metric.title, xlabel="resolution", title=about)
     resolution_ticks(axes, data)
     plain_numbers(axes)
     label_ends(axes, ends, look)
     return figure
 
 
-def latency_against_memory(frame: pd.DataFrame, look: dict[str, dict[str, Any]]) -> Figure | None:
+def latency_against_memory(frame: pd.DataFrame, look: dict[str, dict[str, Any]], about: str) -> Figure | None:
     """Latency and memory at the largest measured resolution, with the Pareto frontier."""
     data = frame[frame["memory_predicted_bytes"] > 0]
     data = data[data["pixels"] == data["pixels"].max()].drop_duplicates("spec")
@@ -198,7 +197,7 @@ def latency_against_memory(frame: pd.DataFrame, look: dict[str, dict[str, Any]])
         yscale="log",
         xlabel=METRICS["memory_predicted_bytes"].title,
         ylabel=METRICS["latency_ms_median"].title,
-        title=f"at {resolution(data.iloc[0])}",
+        title=f"{about}, at {resolution(data.iloc[0])}",
     )
     axes.margins(0.15)
     plain_numbers(axes, both=True)
@@ -232,6 +231,10 @@ def resolution(row: Any) -> str:
 def resolution_ticks(axes: Axes, data: pd.DataFrame) -> None:
     shown = data.drop_duplicates("pixels").sort_values("pixels")
     axes.set_xticks(shown["pixels"], [resolution(row) for row in shown.to_dict("records")])
+    places = [math.log(pixels) for pixels in shown["pixels"]]
+    steps = [after - before for before, after in itertools.pairwise(places)]
+    if min(steps, default=1) < 0.12 * (places[-1] - places[0]):
+        axes.tick_params("x", labelrotation=35)
     axes.xaxis.set_minor_locator(NullLocator())
 
 

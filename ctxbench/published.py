@@ -53,7 +53,7 @@ class Comparison:
         return self.found / self.published - 1
 
     @property
-    def reproduced(self) -> bool:
+    def agrees(self) -> bool:
         return abs(self.difference) <= TOLERANCE
 
 

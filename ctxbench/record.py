@@ -139,8 +139,13 @@ class Record(BaseModel):
 
     @property
     def row(self) -> Row:
-        """The columns, with the headline MACs and the number of pixels beside them."""
-        return self.model_dump() | {"macs": self.macs_counted, "pixels": self.height * self.width}
+        """The columns, with the headline MACs, those of forward and backward, and the pixels beside them."""
+        counted = self.macs_counted
+        return self.model_dump() | {
+            "macs": counted,
+            "macs_total": None if counted is None else counted + (self.macs_backward or 0),
+            "pixels": self.height * self.width,
+        }
 
     def to_json(self) -> str:
         return json.dumps(self.model_dump(), indent=1, allow_nan=False) + "\n"
@@ -184,6 +189,7 @@ METRICS = {
     for metric in (
         Metric("params", "params", "Mi", MEBI),
         Metric("macs", "MACs", "G", GIGA),
+        Metric("macs_total", "MACs", "G", GIGA),
         Metric("macs_backward", "backward MACs", "G", GIGA),
         Metric("macs_fvcore", "fvcore", "G", GIGA),
         Metric("memory_predicted_bytes", "predicted peak", "MiB", MIB),

@@ -16,6 +16,7 @@ from ctxbench.store import RunStore, Unreadable, to_frame, write_atomically
 from ctxbench.tables import Table, escape_markdown, leaderboards, markdown, printable, published_table
 
 DEFAULT_BASELINE = "self-attn"
+FIGURE = re.compile(r"(macs|memory|latency|pareto)-(infer|train)-b\d+-c\d+-.*\.(png|svg)")
 ENVIRONMENT = (
     ("device", "device_name"),
     ("CPU", "cpu"),
@@ -61,6 +62,9 @@ class Report:
         except OSError as error:
             raise UsageError(f"cannot write to {out}: {error.strerror}; choose another with --out") from None
         pictures = self.write_figures(out / "figures")
+        for old in (out / "figures").glob("*"):
+            if FIGURE.fullmatch(old.name) and old.stem not in {picture.name for picture in pictures}:
+                old.unlink()
         write_atomically(out / "report.md", self.markdown(pictures))
         write_atomically(out / "index.html", self.html(pictures))
         return out / "index.html"
@@ -105,7 +109,8 @@ class Report:
     @property
     def summary(self) -> list[str]:
         """What was run, where, and what is missing, a line each."""
-        lines = [self.counts()]
+        runs = ", ".join(dict.fromkeys(row["run_id"] for row in self.rows))
+        lines = [self.counts(), *([f"runs: {runs}"] if runs else [])]
         environments = {row["env_hash"]: row for row in reversed(self.rows)}
         for row in sorted(environments.values(), key=lambda row: row["created_utc"]):
             known = [(label, row[column]) for label, column in ENVIRONMENT if row[column] is not None]

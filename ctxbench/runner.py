@@ -35,6 +35,9 @@ class Reporter:
     def started(self, total: int, known: list[Record]) -> None:
         """Of `total` cells these have a record already."""
 
+    def measuring(self, text: str) -> None:
+        """A group of cells is begun; its records come as they settle."""
+
     def working(self, text: str) -> None:
         """What is being done now."""
 
@@ -44,13 +47,17 @@ class Reporter:
 
 @dataclass(frozen=True)
 class Run:
-    """A plan to be carried out in one folder, on one device; `fresh` measures again what is known."""
+    """A plan to be carried out in one folder, on one device.
+
+    `fresh` measures again what is known; `budget_s` is how long a cell's timed calls may take.
+    """
 
     cells: list[Cell]
     store: RunStore
     device: str
     threads: int
     fresh: bool = False
+    budget_s: float | None = None
 
     def execute(self, reporter: Reporter | None = None) -> list[Record]:
         """Carry out what has no record yet; returns the records of all cells, in their order.
@@ -77,7 +84,7 @@ class Run:
                     "details": environment.details(self.device),
                 }
             )
-        for cell, cost, outcome in outcomes(missing, self.threads, reporter):
+        for cell, cost, outcome in outcomes(missing, self.threads, self.budget_s, reporter):
             record = make_record(cell, cost, outcome, columns, self.store.folder.resolve().name)
             self.store.write(record)
             known[cell.id] = record
@@ -100,7 +107,7 @@ class Run:
 
 
 def outcomes(
-    cells: list[Cell], threads: int, reporter: Reporter
+    cells: list[Cell], threads: int, budget_s: float | None, reporter: Reporter
 ) -> Iterator[tuple[Cell, Cost | None, Outcome]]:
     """Every cell with its cost and what became of it, group by group."""
     for _, members in itertools.groupby(cells, key=lambda cell: cell.group):
@@ -114,7 +121,9 @@ def outcomes(
             except RAISED as error:
                 yield cell, None, cannot_run(error, time.perf_counter() - start)
                 continue
-            if cell.estimated:
+            if broken := disagreement(cost):
+                yield cell, cost, broken
+            elif cell.estimated:
                 yield cell, cost, Outcome("ok", {"wall_s": time.perf_counter() - start})
             elif refusal := too_large(cell, cost):
                 yield cell, cost, refusal
@@ -126,7 +135,8 @@ def outcomes(
             def on_step(text: str, where: str = where) -> None:
                 reporter.working(f"{where}: {text}")
 
-            for cell, outcome in measure.group(to_measure, threads, on_step):
+            reporter.measuring(f"measuring {len(to_measure)} blocks, {where}")
+            for cell, outcome in measure.group(to_measure, threads, budget_s, on_step):
                 yield cell, costs[cell], outcome
 
 
@@ -144,6 +154,17 @@ def cannot_run(error: BaseException, seconds: float) -> Outcome:
     return measure.failure(error, seconds)
 
 
+def disagreement(cost: Cost) -> Outcome | None:
+    """The verdict on a block whose closed forms are not what is counted."""
+    if cost.macs_counted != cost.macs_formula:
+        reason = f"macs() gives {cost.macs_formula}, but {cost.macs_counted} are counted"
+    elif cost.params != cost.params_formula:
+        reason = f"param_count() gives {cost.params_formula}, but there are {cost.params}"
+    else:
+        return None
+    return Outcome("invalid", {"reason": f"broken rule: closed forms equal the count; {reason}"})
+
+
 def too_large(cell: Cell, cost: Cost) -> Outcome | None:
     """A refusal where the predicted peak, with the input and kernels' copies, does not fit."""
     import torch
@@ -153,7 +174,7 @@ def too_large(cell: Cell, cost: Cost) -> Outcome | None:
     need = int(cost.memory_bytes * MEMORY_FACTOR) + MAPS_BESIDE * one_map
     if need <= free:
         return None
-    return Outcome("skipped", {"reason": f"needs {gib(need)} of memory, {gib(free)} free"})
+    return Outcome("skipped", {"reason": f"needs {gib(need)} with a margin for kernels, {gib(free)} free"})
 
 
 def gib(count: int) -> str:

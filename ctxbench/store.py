@@ -19,7 +19,14 @@ if TYPE_CHECKING:
     import pandas as pd
 
 MAX_RECORD_BYTES = 2**20
-NUMBERS = ("macs", "memory_predicted_bytes", "latency_ms_median", "latency_ms_ci_low", "latency_ms_ci_high")
+NUMBERS = (
+    "macs",
+    "macs_total",
+    "memory_predicted_bytes",
+    "latency_ms_median",
+    "latency_ms_ci_low",
+    "latency_ms_ci_high",
+)
 TEMPORARY = re.compile(r".*\.tmp-\d+-[0-9a-f]+")
 STALE_AFTER_S = 3600
 

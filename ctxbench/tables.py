@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any, Generic, TypeVar
 
-from ctxbench.published import LABELS, Comparison
+from ctxbench.published import LABELS, TOLERANCE, Comparison
 from ctxbench.record import METRICS, Row
 
 MISSING = "–"
@@ -94,7 +94,7 @@ def flags(row: Row) -> str:
         found.append(f"{row['status']}: {row['reason']}" if row["reason"] else row["status"])
     if row["converged"] is False:
         found.append("not converged")
-    if row["macs_counted"] != row["macs_formula"]:
+    if row["status"] == "ok" and row["macs_counted"] != row["macs_formula"]:
         found.append(f"closed form says {number(row['macs_formula'] / 1e9)} G")
     return "; ".join(found)
 
@@ -119,7 +119,7 @@ def leaderboards(rows: list[Row], baseline: str | None = None) -> list[Table[Row
     """One table per shape, dtype, mode and, if measured, environment: by rising cost, failures last.
 
     The cost is the latency where it was measured and the MACs otherwise; `baseline` names the spec
-    that the ratios refer to.
+    that the ratios refer to, each within its own run.
     """
     groups: dict[tuple[Any, ...], list[Row]] = {}
     for row in sorted(rows, key=lambda row: (row["pixels"], *(str(row[name]) for name in ORDER))):
@@ -131,19 +131,22 @@ def leaderboards(rows: list[Row], baseline: str | None = None) -> list[Table[Row
 def leaderboard(rows: list[Row], baseline: str | None) -> Table[Row]:
     """The table of one group."""
     cost = "macs" if rows[0]["estimated"] else "latency_ms_median"
-    unit = next((row[cost] for row in rows if row["spec"] == baseline), None)
-    ranked = [row | {"ratio": row[cost] / unit if unit and row[cost] is not None else None} for row in rows]
+    units = {row["run_id"]: row[cost] for row in rows if row["spec"] == baseline}
+    ranked = [row | {"ratio": ratio(row[cost], units.get(row["run_id"]))} for row in rows]
     ranked.sort(key=lambda row: (row[cost] is None, row[cost] or 0, row["macs"] or 0))
-    return Table(group_title(rows[0]), columns_for(ranked, baseline), ranked, notes_on(ranked))
+    return Table(group_title(rows[0]), columns_for(ranked, baseline, cost), ranked, notes_on(ranked))
 
 
-def columns_for(rows: list[Row], baseline: str | None) -> list[Column[Row]]:
+def ratio(value: float | None, unit: float | None) -> float | None:
+    return value / unit if unit and value is not None else None
+
+
+def columns_for(rows: list[Row], baseline: str | None, cost: str) -> list[Column[Row]]:
     """The columns that say something about these rows."""
-    columns = [
-        Column[Row]("block", lambda row: row["spec"], numeric=False),
-        metric_column("params"),
-        metric_column("macs"),
-    ]
+    columns = [Column[Row]("block", lambda row: row["spec"], numeric=False)]
+    if len({row["run_id"] for row in rows}) > 1:
+        columns.append(Column("run", lambda row: row["run_id"], numeric=False))
+    columns += [metric_column("params"), metric_column("macs")]
     if measured(rows, "macs_fvcore"):
         columns.append(Column(METRICS["macs_fvcore"].title, fvcore))
     if measured(rows, "macs_backward"):
@@ -158,7 +161,7 @@ def columns_for(rows: list[Row], baseline: str | None) -> list[Column[Row]]:
             Column("/ matmul", lambda row: number(row["latency_ref_ratio"])),
         ]
     if measured(rows, "ratio"):
-        columns.append(Column(f"/ {baseline}", times))
+        columns.append(Column(f"{METRICS[cost].label} / {baseline}", times))
     if any(map(flags, rows)):
         columns.append(Column("flags", flags, numeric=False))
     return columns
@@ -219,7 +222,8 @@ def published_table(comparisons: list[Comparison]) -> Table[Comparison]:
     notes = [f"Printed: {source}, Table 3, input 1x512x128x128." for source in sources]
     notes.append(
         "Here: counted parameters and MACs, and predicted memory with the block's parameters and "
-        "without its input. The printed times are of another machine and are not compared."
+        f"without its input. They agree where they are within {100 * TOLERANCE:.0f} %. The printed "
+        "times are of another machine and are not compared."
     )
     notes += [
         f"{it.spec}, {LABELS[it.metric]}: {100 * it.difference:+.1f}%. {it.explanation}"
@@ -230,8 +234,8 @@ def published_table(comparisons: list[Comparison]) -> Table[Comparison]:
 
 
 def verdict(it: Comparison) -> str:
-    if it.reproduced:
-        return "reproduced"
+    if it.agrees:
+        return "agrees"
     return "differs, see note" if it.explanation else "differs"
 
 

@@ -382,6 +382,19 @@ def test_a_block_that_has_settled_leaves_and_the_others_go_on(
     assert all(sorted(calls) == ["a2", "reference"] for calls in split[together:])
 
 
+def test_a_cheap_block_gets_more_calls_than_a_dear_one_in_the_same_time(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    noisy = (1.0, 3.0, 9.0)  # so that neither settles
+    clock.times = {
+        "none": itertools.cycle(noisy),
+        "a2": itertools.cycle([100 * time for time in noisy]),
+    }
+    found = {cell.label: outcome for cell, outcome in group(cells("none,a2"), 1, budget_s=0.2)}
+    assert found["a2"].columns["iterations"] == measure.MIN_ROUNDS
+    assert found["none"].columns["iterations"] > 3 * measure.MIN_ROUNDS
+
+
 def test_a_block_that_does_not_settle_is_stopped_and_says_so(
     clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -410,6 +423,6 @@ def test_garbage_is_collected_outside_the_rounds_and_again_afterwards(clock: Clo
 
 def test_the_user_is_told_what_is_being_done() -> None:
     told: list[str] = []
-    list(group(cells("none,a2"), 1, told.append))
+    list(group(cells("none,a2"), 1, on_step=told.append))
     for text in ("checking a2", "warming up none"):
         assert text in told

@@ -116,7 +116,7 @@ def test_a_number_says_whose_it_is_and_why_it_differs() -> None:
     ("value", "reproduced"),
     [(100, True), (100.9, True), (99.1, True), (101.5, False), (98, False), (0, False)],
 )
-def test_reproduced_means_within_one_percent(value: float, reproduced: bool) -> None:
+def test_agreement_means_within_one_percent(value: float, reproduced: bool) -> None:
     it = Comparison("A", "a", "macs", 100, 0, value, "source", "")
     assert it.difference == pytest.approx(value / 100 - 1)
-    assert it.reproduced == reproduced
+    assert it.agrees == reproduced

@@ -38,7 +38,7 @@ class Executions(list[str]):
     interrupt_after: int | None = None
 
     def group(
-        self, members: list[Cell], threads: int, on_round: Callable[[str], None]
+        self, members: list[Cell], threads: int, budget_s: float | None, on_step: Callable[[str], None]
     ) -> Iterator[tuple[Cell, Outcome]]:
         """Stands for `measure.group`: the latency of a cell follows from the cell."""
         for cell in members:
@@ -196,6 +196,25 @@ def test_the_code_of_a_block_is_its_own_file_and_the_catalogue(add: Add) -> None
     assert environment.code_hash("a2") == environment.code_hash("none") != environment.code_hash("mine")
 
 
+@pytest.mark.parametrize("estimated", [False, True], ids=["measured", "estimated"])
+@pytest.mark.parametrize("wrong", ["macs", "param_count"])
+def test_a_block_whose_closed_form_is_not_the_count_is_invalid_and_never_timed(  # noqa: PLR0917
+    tmp_path: Path,
+    add: Add,
+    executions: Executions,
+    monkeypatch: pytest.MonkeyPatch,
+    wrong: str,
+    estimated: bool,
+) -> None:
+    add("wrong", lambda x: x)
+    monkeypatch.setattr(registry._catalogue["wrong"].cls, wrong, lambda self, *sides: 1)
+    record, good = run(tmp_path, cells("wrong,none", resolutions="4", estimated=estimated))
+    assert (record.status, good.status) == ("invalid", "ok")
+    assert f"{wrong}() gives 1" in str(record.reason)
+    assert not [label for label in executions if label.startswith("wrong")]
+    assert record.latency_ms_median is None
+
+
 def test_what_was_skipped_is_tried_again(
     tmp_path: Path, executions: Executions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -340,7 +359,7 @@ def test_what_does_not_fit_the_memory_is_skipped_with_the_prediction_and_the_res
     skipped = next(record for record in records if record.status == "skipped")
     assert skipped.memory_predicted_bytes is not None
     assert skipped.memory_predicted_bytes > 2 * 128**4 * 4
-    assert skipped.reason == "needs 2.3 GiB of memory, 1.0 GiB free"
+    assert skipped.reason == "needs 2.3 GiB with a margin for kernels, 1.0 GiB free"
     assert skipped.macs_counted == skipped.macs_formula
     assert skipped.latency_ms_median is None
 

@@ -128,7 +128,20 @@ def test_a_title_says_input_mode_dtype_and_device() -> None:
 
 def test_ratios_refer_to_the_baseline() -> None:
     table = board(ok("fast", 2.0), ok("slow", 30.0), failed_record("oom", "", spec="none"), baseline="slow")
-    assert column(table, "/ slow") == ["0.0667", "1", DASH]
+    assert column(table, "latency / slow") == ["0.0667", "1", DASH]
+
+
+def test_several_runs_in_one_table_are_told_apart_and_compared_within_themselves() -> None:
+    rows = [
+        ok("a", 2.0, run_id="one"),
+        ok("b", 4.0, run_id="one"),
+        ok("a", 3.0, run_id="two"),
+        ok("b", 9.0, run_id="two"),
+    ]
+    table = board(*rows, baseline="a")
+    assert column(table, "run") == ["one", "two", "one", "two"]
+    assert column(table, "latency / a") == ["1", "1", "2", "3"]
+    assert "run" not in board(*rows[:2]).header
 
 
 @pytest.mark.parametrize(
@@ -142,12 +155,12 @@ def test_ratios_refer_to_the_baseline() -> None:
 )
 def test_without_a_usable_baseline_there_are_no_ratios(records: list[Record]) -> None:
     table = board(*records, baseline="base")
-    assert not [title for title in table.header if title.startswith("/ base")]
+    assert not [title for title in table.header if title.endswith("/ base")]
 
 
 def test_ratios_of_estimates_are_those_of_macs() -> None:
     table = board(estimated("a", 10**9), estimated("b", 4 * 10**9), baseline="b")
-    assert column(table, "/ b") == ["0.25", "1"]
+    assert column(table, "MACs / b") == ["0.25", "1"]
 
 
 # Units
