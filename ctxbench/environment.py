@@ -96,7 +96,6 @@ def details(device: str) -> dict[str, Any]:
         "float32_precisions": precisions(),
         "cudnn_benchmark": torch.backends.cudnn.benchmark,
         "mkldnn": torch.backends.mkldnn.is_available(),
-        "torch_build": torch.__config__.show().splitlines(),
         "device_properties": str(torch.cuda.get_device_properties(0)) if device == "cuda" else None,
     }
 

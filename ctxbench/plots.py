@@ -168,7 +168,7 @@ def cost_over_resolution(
             low, high = rows["latency_ms_ci_low"], rows["latency_ms_ci_high"]
             axes.vlines(rows["pixels"], low, high, color=look[spec]["color"], linewidth=1)
         ends.append((float(rows["pixels"].iloc[-1]), float(y.iloc[-1]), spec))
-    axes.set(xscale="log", yscale="log", ylabel=metric.title, xlabel="resolution", title=about)
+    axes.set(xscale="log", yscale="log", ylabel=metric.title, xlabel="resolution", title=heading(about))
     resolution_ticks(axes, data)
     plain_numbers(axes)
     label_ends(axes, ends, look)
@@ -197,7 +197,7 @@ def latency_against_memory(frame: pd.DataFrame, look: dict[str, dict[str, Any]],
         yscale="log",
         xlabel=METRICS["memory_predicted_bytes"].title,
         ylabel=METRICS["latency_ms_median"].title,
-        title=f"{about}, at {resolution(data.iloc[0])}",
+        title=heading(f"{about}, at {resolution(data.iloc[0])}"),
     )
     axes.margins(0.15)
     plain_numbers(axes, both=True)
@@ -212,6 +212,11 @@ def draw_frontier(axes: Axes, frontier: list[tuple[float, float]]) -> None:
     right, top = axes.get_xlim()[1], axes.get_ylim()[1]
     x, y = zip(*frontier, strict=True)
     axes.step([x[0], *x, right], [top, *y, y[-1]], where="post", color="#999999", linewidth=1, zorder=0)
+
+
+def heading(about: str) -> str:
+    """The input on the first line, the machine on the second."""
+    return about.replace("; ", "\n")
 
 
 def pareto(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
