@@ -10,13 +10,13 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ctxbench import gate
+from ctxbench.clocks import Sample, cpu_clock, cuda_clock
 from ctxbench.cost import count_with_fvcore
 from ctxbench.errors import RAISED, first_line
 from ctxbench.spec import Cell
@@ -27,14 +27,6 @@ HALF_WIDTH = {"cpu": 0.02, "cuda": 0.01}  # of the median's interval, where a ce
 WARM_UP = {"cpu": (2, 0.0), "cuda": (3, 0.025)}  # at least so many calls and seconds
 BUDGET_S = 2.0  # of timed calls per cell, once MIN_ROUNDS are done
 REFERENCE_SIDE = {"cpu": 768, "cuda": 8192}
-
-
-@dataclass
-class Sample:
-    """One call: wall and CPU milliseconds. On CUDA the wall time is that between two events."""
-
-    wall_ms: float
-    cpu_ms: float
 
 
 @dataclass
@@ -302,38 +294,6 @@ def prepare_compiler() -> None:
     torch._dynamo.config.recompile_limit = 1000
     torch._dynamo.config.accumulated_recompile_limit = 1000
     torch._dynamo.config.fail_on_recompile_limit_hit = True
-
-
-def cpu_clock(call: Callable[[], object]) -> Sample:
-    """Wall and CPU time of one call; the CPU time is that of all threads of this process."""
-    wall, cpu = time.perf_counter_ns(), time.process_time_ns()
-    call()
-    cpu, wall = time.process_time_ns() - cpu, time.perf_counter_ns() - wall
-    return Sample(wall / 1e6, cpu / 1e6)
-
-
-@cache
-def cuda_clock(device: int) -> Callable[[Callable[[], object]], Sample]:
-    """A clock that reads CUDA events, with the level-2 cache emptied before each call.
-
-    The device is idle when a call begins, so that its time includes the launches of an eager run.
-    """
-    cache_bytes = 2 * torch.cuda.get_device_properties(device).L2_cache_size
-    flush = torch.empty(cache_bytes, dtype=torch.int8, device=device)
-
-    def clock(call: Callable[[], object]) -> Sample:
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        flush.zero_()
-        torch.cuda.synchronize(device)
-        cpu = time.process_time_ns()
-        start.record()
-        call()
-        end.record()
-        cpu = time.process_time_ns() - cpu
-        torch.cuda.synchronize(device)
-        return Sample(start.elapsed_time(end), cpu / 1e6)
-
-    return clock
 
 
 @contextlib.contextmanager

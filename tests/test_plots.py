@@ -16,7 +16,8 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from ctxbench import plots
-from ctxbench.plots import FAMILY_COLOURS, pareto, spread, styles
+from ctxbench.labels import spread
+from ctxbench.plots import FAMILY_COLOURS, pareto, styles
 from ctxbench.record import Record
 from ctxbench.store import to_frame
 from tests.factories import failed_record, make_record, no_times
