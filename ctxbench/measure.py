@@ -69,8 +69,13 @@ def group(
         except RAISED as error:
             load.restore()
             yield cell, failure(error, time.perf_counter() - start)
-    for subject in timed(subjects, reference, budget_s, on_step):
-        yield subject.cell, subject.failed or Outcome("ok", subject.columns(reference))
+    waiting = dict.fromkeys(subjects)
+    try:
+        for subject in timed(subjects, reference, budget_s, on_step):
+            del waiting[subject]
+            yield subject.cell, subject.failed or Outcome("ok", subject.columns(reference))
+    except RAISED as error:  # the reference itself, or the device, gave up
+        yield from ((subject.cell, failure(error, subject.spent_s)) for subject in waiting)
 
 
 def timed(
@@ -111,6 +116,7 @@ class Load:
 
     @classmethod
     def of(cls, cell: Cell) -> Load:
+        torch.manual_seed(cell.seed)
         empty = torch.empty(cell.shape, device=cell.device, dtype=getattr(torch, cell.dtype))
         gradient = torch.randn(cell.shape).to(empty) if cell.training else None
         load = cls(cell.seed, empty.requires_grad_(cell.training), gradient)

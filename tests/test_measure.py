@@ -217,6 +217,15 @@ def test_a_block_that_modifies_the_shared_input_at_full_size_harms_no_other(
     assert found["none"].status == found["a2"].status == "ok"
 
 
+def test_when_the_reference_itself_fails_every_cell_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(reference: measure.Reference) -> None:
+        raise RuntimeError("device lost")
+
+    monkeypatch.setattr(measure.Reference, "sample", broken)
+    found = measured("none,a2")
+    assert {outcome.columns["reason"] for outcome in found.values()} == {"device lost"}
+
+
 def test_a_group_in_which_all_fail_is_no_group_to_time(
     add: Callable[[str, Forward], None], clock: Clock
 ) -> None:
