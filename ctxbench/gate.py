@@ -81,8 +81,7 @@ def check_precision(block: nn.Module, x: Tensor) -> None:
         expected = copy.deepcopy(block).double()(wide)
         y = block(x).double()
     rounding = 4 * torch.finfo(x.dtype).eps * float(expected.norm())
-    lost = max(0.0, float((y - expected).norm()) - rounding)
-    error = lost / max(float((expected - wide).norm()), TINY)
+    error = (float((y - expected).norm()) - rounding) / max(float((expected - wide).norm()), TINY)
     name = str(x.dtype).removeprefix("torch.")
     require(error <= TOLERANCE[x.dtype], f"{name} agrees with float64 (relative error {error:.2g})")
 

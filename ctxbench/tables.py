@@ -10,7 +10,7 @@ from decimal import Decimal
 from typing import Any, Generic, TypeVar
 
 from ctxbench.published import LABELS, TOLERANCE, Comparison
-from ctxbench.record import METRICS, Row
+from ctxbench.record import FAILED, METRICS, Row
 
 MISSING = "–"
 FVCORE_TOLERANCE = 0.01
@@ -132,9 +132,16 @@ def leaderboard(rows: list[Row], baseline: str | None) -> Table[Row]:
     """The table of one group."""
     cost = "macs" if rows[0]["estimated"] else "latency_ms_median"
     units = {row["run_id"]: row[cost] for row in rows if row["spec"] == baseline}
-    ranked = [row | {"ratio": ratio(row[cost], units.get(row["run_id"]))} for row in rows]
-    ranked.sort(key=lambda row: (row[cost] is None, row[cost] or 0, row["macs"] or 0))
+    ranked = [row | {"ratio": ratio(row[cost], units.get(row["run_id"]))} for row in map(trusted, rows)]
+    ranked.sort(
+        key=lambda row: (row["status"] in FAILED, row[cost] is None, row[cost] or 0, row["macs"] or 0)
+    )
     return Table(group_title(rows[0]), columns_for(ranked, baseline, cost), ranked, notes_on(ranked))
+
+
+def trusted(row: Row) -> Row:
+    """The row without the memory of a block that broke a rule."""
+    return row | {"memory_predicted_bytes": None} if row["status"] == "invalid" else row
 
 
 def ratio(value: float | None, unit: float | None) -> float | None:

@@ -181,6 +181,15 @@ def test_an_error_behind_a_closed_gate_does_not_hide() -> None:
         gate.check(MixesBehindGate, "cpu", torch.float32)
 
 
+def test_a_block_that_has_no_value_in_float64_is_refused() -> None:
+    class OnlyNarrow(Good):
+        def forward(self, x: Tensor) -> Tensor:
+            return x * float("nan") if x.dtype == torch.float64 else super().forward(x)
+
+    with pytest.raises(gate.BrokenRuleError, match="agrees with float64"):
+        gate.check(OnlyNarrow, "cpu", torch.float32)
+
+
 def test_an_error_in_what_is_added_does_not_hide_behind_the_input() -> None:
     class SmallAndWrong(Good):
         def forward(self, x: Tensor) -> Tensor:

@@ -68,6 +68,21 @@ def test_estimates_are_ordered_by_their_macs() -> None:
     assert column(table, "block") == ["zero", "small", "large"]
 
 
+def test_a_block_that_broke_a_rule_stands_last_and_shows_neither_speed_nor_memory() -> None:
+    invalid = make_record(
+        status="invalid",
+        reason="broken rule: x",
+        spec="wrong",
+        estimated=True,
+        macs_counted=1,
+        macs_formula=1,
+        **no_times(),
+    )
+    table = board(invalid, ok("good", estimated=True))
+    assert column(table, "block") == ["good", "wrong"]
+    assert column(table, "predicted peak (MiB)")[1] == DASH
+
+
 def test_skipped_cells_keep_their_predicted_cost_in_the_table() -> None:
     macs = dict.fromkeys(("macs_counted", "macs_formula"), 5 * 10**9)
     cost = macs | {"memory_predicted_bytes": 2**30, "params": 2**20}
