@@ -84,7 +84,7 @@ class LiveReporter(Reporter):
 
     def working(self, text: str) -> None:
         self.progress.update(self.task, description=text)
-        if time.monotonic() - self.drawn > REDRAW_S:
+        if self.live and time.monotonic() - self.drawn > REDRAW_S:
             self.progress.refresh()
             self.drawn = time.monotonic()
 

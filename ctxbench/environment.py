@@ -21,7 +21,7 @@ from ctxbench import __version__
 WAIT_POLICY = "OMP_WAIT_POLICY"
 CODE = ("blocks", "tasks", "ctxbench")
 
-# The columns of a record; what of them, and of `details`, decides whether timings are comparable.
+# The columns of a record that decide, with the wait policy, whether timings may be compared.
 IDENTITY = ("device_name", "python", "torch", "cuda", "cudnn", "driver", "cpu", "threads", "tf32")
 
 

@@ -142,7 +142,7 @@ def outcomes(
 
 def describe(cell: Cell, block: bool = True) -> str:
     """A cell, or its group, in a few words."""
-    shape = f"{cell.batch}x{cell.channels}x{cell.height}x{cell.width}"
+    shape = "x".join(map(str, cell.shape))
     return f"{f'{cell.label} ' if block else ''}{shape} {cell.dtype} {cell.mode}"
 
 
