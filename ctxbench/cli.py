@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ctxbench import __version__
-from ctxbench.errors import UsageError, WriteError
+from ctxbench.errors import RunError, UsageError
 
 if TYPE_CHECKING:
-    from ctxbench.record import Record
-    from ctxbench.runner import Run
+    from ctxbench.record import Record, Row
+    from ctxbench.runner import Run, Where
     from ctxbench.spec import Cell, Grid
 
-OK, SOME_FAILED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
+OK, SOME_FAILED, WRONG_USAGE, REGRESSION, INTERRUPTED = 0, 1, 2, 3, 130
 RUNS = Path("results/runs")
 
 plugin_option = click.option(
@@ -32,6 +32,17 @@ plugin_option = click.option(
     multiple=True,
     type=click.Path(path_type=Path),
     help="A Python file that registers blocks of your own; may be given again.",
+)
+
+
+WHERE: dict[str, Where] = {"local": "workers", "inline": "inline"}
+executor_option = click.option(
+    "--executor",
+    default="local",
+    show_default=True,
+    envvar="CTXBENCH_EXECUTOR",
+    type=click.Choice(list(WHERE)),
+    help="local: in worker processes, which no cell can harm; inline: in this one, for a debugger.",
 )
 
 
@@ -55,7 +66,7 @@ class Program(click.Group):
             code = say(error.format_message(), WRONG_USAGE)
         except UsageError as error:
             code = say(str(error), WRONG_USAGE)
-        except WriteError as error:
+        except RunError as error:
             code = say(str(error), SOME_FAILED)
         except InterruptedRun as error:
             code = say(str(error), INTERRUPTED)
@@ -141,6 +152,14 @@ def blocks_command(name: str | None, bibtex: bool, plugins: tuple[Path, ...]) ->
     type=click.FloatRange(0, 3600),
     help="Seconds of timed calls per cell that does not settle before (default 2); at least 10 calls.",
 )
+@click.option(
+    "--timeout",
+    default=1800.0,
+    show_default=True,
+    type=click.FloatRange(0, min_open=True),
+    help="Seconds after which a cell is given up.",
+)
+@executor_option
 @click.option("--baseline", help="The block that ratios refer to (default: the first).")
 @click.option(
     "--out", type=click.Path(path_type=Path), help="Folder of the run (default results/runs/<name>)."
@@ -158,6 +177,8 @@ def profile_command(
     preset: str | None,
     threads: int,
     budget: float | None,
+    timeout: float,
+    executor: str,
     baseline: str | None,
     out: Path | None,
     fresh: bool,
@@ -175,11 +196,15 @@ def profile_command(
     if dry_run:
         print_plan(cells, as_json)
         return OK
+    from ctxbench.measure import Settings
     from ctxbench.runner import Run
     from ctxbench.store import RunStore
 
     folder = out or RUNS / default_name(cells, threads)
-    records = execute(Run(cells, RunStore.create(folder.absolute()), grid.device, threads, fresh, budget))
+    files = tuple(path.resolve() for path in plugins)
+    settings = Settings(threads=threads, budget_s=budget, timeout_s=timeout, plugins=files)
+    store = RunStore.create(folder.absolute())
+    records = execute(Run(cells, store, grid.device, settings, WHERE[executor], fresh))
     if as_json:
         click.echo(json.dumps([record.model_dump() for record in records], indent=1, allow_nan=False))
     else:
@@ -203,12 +228,91 @@ def report_command(runs: tuple[Path, ...], out: Path, baseline: str | None) -> i
     return OK
 
 
+@main.command("compare")
+@click.argument("base", type=click.Path(path_type=Path))
+@click.argument("new", type=click.Path(path_type=Path))
+@click.option(
+    "--tolerance",
+    default=5.0,
+    show_default=True,
+    type=click.FloatRange(0, 100, max_open=True),
+    help="Per cent by which two runs of one code may differ.",
+)
+@click.option("--fail-on", multiple=True, help="Exit with 3 on a change for the worse: METRIC:5%.")
+@click.option("--allow-env-diff", is_flag=True, help="Let --fail-on judge runs of unlike environments.")
+@click.option("--json", "as_json", is_flag=True, help="Print the comparison as JSON instead of tables.")
+def compare_command(
+    *, base: Path, new: Path, tolerance: float, fail_on: tuple[str, ...], allow_env_diff: bool, as_json: bool
+) -> int:
+    """Compare two runs cell by cell: SAME, FASTER, SLOWER or UNCERTAIN."""
+    from ctxbench.compare import compare, parse_threshold
+
+    thresholds = [parse_threshold(text) for text in fail_on]
+    compared = compare(read_rows(base), read_rows(new), tolerance / 100)
+    for warning in compared.warnings:
+        say(warning, OK)
+    if thresholds and compared.differences and not allow_env_diff:
+        raise UsageError("--fail-on: the environments differ; add --allow-env-diff to judge all the same")
+    if thresholds and not compared.pairs:
+        raise UsageError(f"--fail-on: {compared.summary}")
+    if as_json:
+        click.echo(json.dumps(compared.to_json(), indent=1, allow_nan=False))
+    else:
+        from ctxbench.console import print_tables
+
+        print_tables(compared.tables())
+        click.echo(compared.summary)
+    found = compared.regressions(thresholds)
+    for regression in found:
+        say(regression.text, REGRESSION)
+    return REGRESSION if found else OK
+
+
+@main.command("export")
+@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN...")
+@click.option("--format", "form", required=True, type=click.Choice(["csv", "json", "parquet", "latex"]))
+@click.option("--out", type=click.Path(path_type=Path), help="File to write (default: standard output).")
+@click.option("--baseline", help="The block that ratios in LaTeX tables refer to.")
+def export_command(runs: tuple[Path, ...], form: str, out: Path | None, baseline: str | None) -> int:
+    """Write the records of runs as CSV, JSON, Parquet or LaTeX."""
+    from ctxbench.export import export
+    from ctxbench.store import write_atomically
+
+    text = export([row for run in runs for row in read_rows(run)], form, baseline)
+    content = text.encode() if isinstance(text, str) else text
+    if out is None:
+        click.get_binary_stream("stdout").write(content)  # type: ignore[operator]
+    elif out.parent.is_dir():
+        write_atomically(out, content)
+    else:
+        raise UsageError(f"no folder {out.parent}; choose another file with --out")
+    return OK
+
+
+@main.command("doctor")
+@click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON instead of a table.")
+def doctor_command(as_json: bool) -> int:
+    """Tell what is installed, what the machine is like for measuring, and what to type for the rest."""
+    prepare_torch()
+    from ctxbench import doctor
+
+    found = doctor.examine()
+    if as_json:
+        click.echo(json.dumps([dataclasses.asdict(it) for it in found], indent=1))
+    else:
+        from ctxbench.console import print_tables
+
+        print_tables(doctor.tables(found))
+    return OK if doctor.healthy(found) else SOME_FAILED
+
+
 @main.command("demo")
 @click.option(
     "--out", type=click.Path(path_type=Path), default="report", show_default=True, help="Folder to write."
 )
 @click.option("--fresh", is_flag=True, help="Measure again what the folder holds already.")
-def demo_command(out: Path, fresh: bool) -> int:
+@executor_option
+def demo_command(out: Path, fresh: bool, executor: str) -> int:
     """Profile a few blocks on this machine and write a report: minutes, no download."""
     prepare_torch()
     from ctxbench.presets import DEMO, DEMO_SHOWN
@@ -218,7 +322,8 @@ def demo_command(out: Path, fresh: bool) -> int:
 
     device, folder = choose_device("auto"), out / "run"
     cells = [cell for grid in DEMO for cell in dataclasses.replace(grid, device=device).cells()]
-    records = execute(Run(cells, RunStore.create(folder.absolute()), device, threads=1, fresh=fresh))
+    store = RunStore.create(folder.absolute())
+    records = execute(Run(cells, store, device, where=WHERE[executor], fresh=fresh))
     print_leaderboards([record for record in records if record.height in DEMO_SHOWN], baseline="self-attn")
     click.echo(f"report: {Report.of([folder]).write(out)}")
     return exit_code(records)
@@ -236,6 +341,16 @@ def load_plugins(paths: tuple[Path, ...]) -> None:
 
     for path in paths:
         plugins.load(path)
+
+
+def read_rows(folder: Path) -> list[Row]:
+    """The rows of a run's records; files that are none are told on standard error."""
+    from ctxbench.store import RunStore
+
+    records, unreadable = RunStore.open(folder).read()
+    for file in unreadable:
+        say(f"left out {file.path}: {file.reason}", OK)
+    return [record.row for record in records]
 
 
 def make_grid(preset: str | None, **axes: str | None) -> Grid:
@@ -282,8 +397,12 @@ def execute(run: Run) -> list[Record]:
         with LiveReporter() as reporter:
             return run.execute(reporter)
     except KeyboardInterrupt:
-        same = "the same command without --fresh" if run.fresh else "the same command"
-        raise InterruptedRun(f"interrupted; {same} goes on from here") from None
+        raise InterruptedRun(f"interrupted; resume with: {resuming_command()}") from None
+
+
+def resuming_command() -> str:
+    """The command that was typed, but for what would start it over."""
+    return shlex.join(["ctxbench", *(word for word in sys.argv[1:] if word != "--fresh")])
 
 
 def print_plan(cells: list[Cell], as_json: bool) -> None:

@@ -1,12 +1,14 @@
-"""How long one call takes, on a CPU and on CUDA."""
+"""How long one call takes, on a CPU and on CUDA, and how fast the device ran meanwhile."""
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 
+import psutil
 import torch
 
 
@@ -48,3 +50,24 @@ def cuda_clock(device: int) -> Callable[[Callable[[], object]], Sample]:
         return Sample(start.elapsed_time(end), cpu / 1e6)
 
     return clock
+
+
+def frequency_mhz(device: str) -> float | None:
+    """The frequency the device runs at now; None where it is not told."""
+    with contextlib.suppress(Exception):  # a missing library, a virtual machine, a container
+        if device == "cuda":
+            return float(torch.cuda.clock_rate())
+        return float(psutil.cpu_freq().current) or None
+    return None
+
+
+@cache
+def rated_mhz() -> float | None:
+    """The frequency the CUDA device is meant to run at; None where it is not told."""
+    with contextlib.suppress(Exception):  # the library is an extra
+        import pynvml
+
+        pynvml.nvmlInit()
+        handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties().uuid}")
+        return float(pynvml.nvmlDeviceGetApplicationsClock(handle, pynvml.NVML_CLOCK_SM))
+    return None

@@ -20,8 +20,8 @@ from rich.progress import (
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from ctxbench.monitor import Reporter
 from ctxbench.record import FAILED, Record
-from ctxbench.runner import Reporter
 from ctxbench.tables import Column, Table, printable
 
 if TYPE_CHECKING:
@@ -100,6 +100,9 @@ class LiveReporter(Reporter):
             self.say(f"[{self.count}/{self.total}] {where}: {record.status}, {record.reason}")
         elif not self.live:
             self.say(f"[{self.count}/{self.total}] {where}")
+
+    def notice(self, text: str) -> None:
+        self.say(text)
 
     def say(self, text: str) -> None:
         with contextlib.suppress(OSError):  # a full disk behind standard error stops no run

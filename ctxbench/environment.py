@@ -21,8 +21,36 @@ from ctxbench import __version__
 WAIT_POLICY = "OMP_WAIT_POLICY"
 CODE = ("blocks", "tasks", "ctxbench")
 
-# The columns of a record that decide, with the wait policy, whether timings may be compared.
-IDENTITY = ("device_name", "python", "torch", "cuda", "cudnn", "driver", "cpu", "threads", "tf32")
+# The columns of a record that decide whether timings may be compared.
+IDENTITY = (
+    "device_name",
+    "python",
+    "torch",
+    "cuda",
+    "cudnn",
+    "driver",
+    "cpu",
+    "threads",
+    "tf32",
+    "flags_json",
+)
+# Variables of the environment that change how fast PyTorch is, by their beginnings.
+FLAGS: tuple[str, ...] = (
+    "OMP_",
+    "GOMP_",
+    "KMP_",
+    "MKL_",
+    "ONEDNN_",
+    "DNNL_",
+    "ATEN_",
+    "OPENBLAS_",
+    "TORCH_",
+    "PYTORCH_",
+)
+FLAGS += ("TORCHINDUCTOR_", "TRITON_", "CUDA_LAUNCH_", "CUDA_DEVICE_MAX_", "CUBLAS", "CUDNN_", "NVIDIA_TF32_")
+FLAGS += ("MALLOC_",)
+PLACES = ("_HOME", "_DIR", "_PATH", "_FILE")  # where something lies is nobody's business
+SET_BY_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
 def wait_passively() -> None:
@@ -30,17 +58,38 @@ def wait_passively() -> None:
     os.environ.setdefault(WAIT_POLICY, "PASSIVE")
 
 
-def pin_precision() -> None:
-    """Full float32 in products and convolutions alike, and no search among cuDNN's kernels.
+def pin(threads: int) -> None:
+    """Set what would otherwise differ from one machine or version to the next.
 
-    Out of the box, CUDA convolutions round to TF32 and matrix products do not, which would favour
-    blocks made of convolutions.
+    Threads as given. Full float32 in products and convolutions alike: out of the box, CUDA's
+    convolutions round to TF32 and its matrix products do not, which would favour blocks made of
+    convolutions. No search among cuDNN's kernels. Fused attention by flash, memory-efficient or
+    unfused kernels; which of them ran is recorded with each cell.
     """
     import torch
 
+    torch.set_num_threads(threads)
     torch.backends.cuda.matmul.fp32_precision = "ieee"
     torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = False
+    torch.backends.cuda.enable_flash_sdp(True)
+    torch.backends.cuda.enable_mem_efficient_sdp(True)
+    torch.backends.cuda.enable_math_sdp(True)
+    torch.backends.cuda.enable_cudnn_sdp(False)
+
+
+def flags() -> dict[str, str]:
+    """Settings from outside that change how fast PyTorch is: variables, and the CPU's instruction set."""
+    import torch
+
+    found = {
+        name: value
+        for name, value in sorted(os.environ.items())
+        if name.startswith(FLAGS) and not name.endswith(PLACES) and name not in SET_BY_THREADS
+    }
+    if preloaded := os.environ.get("LD_PRELOAD"):  # another allocator, as a rule
+        found["LD_PRELOAD"] = " ".join(Path(library).name for library in preloaded.replace(":", " ").split())
+    return found | {"instruction_set": torch.backends.cpu.get_cpu_capability()}
 
 
 def capture(device: str, threads: int) -> dict[str, Any]:
@@ -66,8 +115,9 @@ def capture(device: str, threads: int) -> dict[str, Any]:
         "threads": threads,
         "tf32": cuda and "tf32" in precisions(),
         "device_name": torch.cuda.get_device_name() if cuda else cpu_name(),
+        "flags_json": json.dumps(flags()),
     }
-    identity = {name: columns[name] for name in IDENTITY} | {"wait_policy": os.environ.get(WAIT_POLICY)}
+    identity = {name: columns[name] for name in IDENTITY}
     columns["env_hash"] = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
     return columns
 
@@ -91,13 +141,52 @@ def details(device: str) -> dict[str, Any]:
         "logical_cores": psutil.cpu_count(),
         "affinity": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
         "memory_total_bytes": memory.total,
-        "load_average": os.getloadavg() if hasattr(os, "getloadavg") else None,
-        WAIT_POLICY: os.environ.get(WAIT_POLICY),
+        "load_average": load_average(),
+        "cpu_quota": cpu_quota(),
+        "governor": governor(),
         "float32_precisions": precisions(),
         "cudnn_benchmark": torch.backends.cudnn.benchmark,
         "mkldnn": torch.backends.mkldnn.is_available(),
         "device_properties": str(torch.cuda.get_device_properties(0)) if device == "cuda" else None,
     }
+
+
+def differences(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
+    """What differs between two environments, as "name old -> new"; empty where timings may be compared."""
+    changed = []
+    for name in IDENTITY:
+        if name == "flags_json":
+            old, new = json.loads(before[name]), json.loads(after[name])
+            changed += [
+                f"{flag} {old.get(flag, 'unset')} -> {new.get(flag, 'unset')}"
+                for flag in sorted({*old, *new})
+                if old.get(flag) != new.get(flag)
+            ]
+        elif before[name] != after[name]:
+            changed.append(f"{name} {before[name]} -> {after[name]}")
+    return changed
+
+
+def cpu_quota() -> float | None:
+    """How many CPUs a container's limit (control groups, version 2) grants; None without one."""
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+    except (OSError, ValueError):
+        return None
+    return None if quota == "max" else int(quota) / int(period)
+
+
+def governor() -> str | None:
+    """The rule by which the first CPU's frequency is chosen, where the system tells it."""
+    try:
+        return Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor").read_text().strip()
+    except OSError:
+        return None
+
+
+def load_average() -> float | None:
+    """Processes that wished to run, averaged over the last minute."""
+    return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
 
 
 def free_bytes(device: str) -> int:

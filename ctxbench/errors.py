@@ -9,8 +9,12 @@ class UsageError(Exception):
     """Wrong usage or missing data: the command prints the message and exits with code 2."""
 
 
-class WriteError(Exception):
-    """Results could not be written: the command prints the message and exits with code 1."""
+class RunError(Exception):
+    """A run cannot go on: the command prints the message and exits with code 1."""
+
+
+class WriteError(RunError):
+    """Results could not be written."""
 
 
 def first_line(error: BaseException) -> str:

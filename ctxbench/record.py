@@ -26,6 +26,7 @@ Score = Annotated[float, Field(allow_inf_nan=False)]
 TOGETHER = (
     ("macs_counted", "macs_formula", "params", "memory_predicted_bytes"),
     ("latency_ms_median", "latency_ms_ci_low", "latency_ms_ci_high", "iterations", "converged"),
+    ("latency_graph_ms_median", "latency_graph_ms_ci_low", "latency_graph_ms_ci_high"),
 )
 
 
@@ -84,11 +85,21 @@ class Record(BaseModel):
     latency_ms_ci_high: Amount | None = None
     latency_cpu_ms_median: Amount | None = None
     latency_ref_ratio: Amount | None = None
+    latency_graph_ms_median: Amount | None = None
+    latency_graph_ms_ci_low: Amount | None = None
+    latency_graph_ms_ci_high: Amount | None = None
+    graph_reason: LongText | None = None
     iterations: Count | None = None
     converged: bool | None = None
     first_call_ms: Amount | None = None
     images_per_s: Amount | None = None
     latency_samples_json: LongText | None = None
+    latency_cpu_samples_json: LongText | None = None
+    reference_ms_median: Amount | None = None
+    calls_s: Amount | None = None
+    rounds_id: Digest | None = None
+    sdpa_backend: Text | None = None
+    clock_mhz: Amount | None = None
     load_average: Amount | None = None
 
     # quality
@@ -120,6 +131,7 @@ class Record(BaseModel):
     cpu: Text
     threads: int
     tf32: bool
+    flags_json: LongText
     env_hash: Digest
     code_hash: Digest
 
@@ -170,12 +182,13 @@ def _refuse_constant(name: str) -> Any:
 
 @dataclass(frozen=True)
 class Metric:
-    """How a column is shown: its label and unit, and how much of the column makes one unit."""
+    """How a column is shown: its label and unit, how much of the column makes one unit, its direction."""
 
     column: str
     label: str
     unit: str
     scale: float
+    lower_is_better: bool = True
 
     @property
     def title(self) -> str:
@@ -196,5 +209,9 @@ METRICS = {
         Metric("memory_measured_bytes", "allocator's peak", "MiB", MIB),
         Metric("latency_ms_median", "latency", "ms", 1),
         Metric("latency_cpu_ms_median", "CPU time", "ms", 1),
+        Metric("latency_ref_ratio", "/ matmul", "", 1),
+        Metric("latency_graph_ms_median", "as a graph", "ms", 1),
+        Metric("first_call_ms", "first call", "ms", 1),
+        Metric("images_per_s", "images", "1/s", 1, lower_is_better=False),
     )
 }

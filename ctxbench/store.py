@@ -87,6 +87,11 @@ class RunStore:
             raise UsageError(f"cannot read {folder}: {error.strerror}") from None
         return store
 
+    @property
+    def name(self) -> str:
+        """The run's name: that of its folder."""
+        return self.folder.resolve().name
+
     def write(self, record: Record) -> None:
         write_atomically(self.records / f"{record.cell_id}.json", record.to_json())
 

@@ -38,6 +38,7 @@ IDENTITY: dict[str, Any] = {
     "cpu": "a processor",
     "threads": 1,
     "tf32": False,
+    "flags_json": "{}",
     "code_hash": "0123456789ab",
     "env_hash": "0123456789ab",
 }

@@ -70,7 +70,17 @@ def test_blocks_never_print() -> None:
 
 def test_what_reads_records_neither_measures_nor_builds_a_block() -> None:
     """Nothing downstream of the store measures."""
-    for path in ("store", "record", "tables", "plots", "report", "published"):
+    for path in (
+        "store",
+        "record",
+        "tables",
+        "plots",
+        "report",
+        "published",
+        "compare",
+        "export",
+        "benchmarks",
+    ):
         found = imports(f"ctxbench/{path}.py")
         forbidden = {
             "torch",
@@ -85,6 +95,18 @@ def test_what_reads_records_neither_measures_nor_builds_a_block() -> None:
 
 def test_what_measures_does_not_format() -> None:
     """Nothing upstream of the store formats."""
-    for path in ("spec", "cost", "gate", "measure", "statistics", "environment", "store"):
+    for path in (
+        "spec",
+        "cost",
+        "gate",
+        "measure",
+        "subject",
+        "settle",
+        "workers",
+        "runner",
+        "statistics",
+        "environment",
+        "store",
+    ):
         found = imports(f"ctxbench/{path}.py")
         assert not found & {"ctxbench.tables", "ctxbench.plots", "ctxbench.report", "ctxbench.console"}, path

@@ -19,7 +19,7 @@ from click.testing import CliRunner, Result
 
 import blocks
 from blocks import registry
-from ctxbench import __version__, environment, measure, presets, published
+from ctxbench import __version__, environment, measure, presets, published, subject
 from ctxbench.cli import main
 from ctxbench.spec import Grid
 from tests.factories import make_record
@@ -33,8 +33,9 @@ def apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """An empty working folder, a catalogue to be thrown away, and no more rounds than are needed."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
+    monkeypatch.setenv("CTXBENCH_EXECUTOR", "inline")
     monkeypatch.setattr(environment, "git_state", lambda: ("0123456789ab", False))
-    monkeypatch.setattr(measure, "REFERENCE_SIDE", {"cpu": 8})
+    monkeypatch.setattr(subject, "REFERENCE_SIDE", {"cpu": 8})
     monkeypatch.setattr(measure, "BUDGET_S", 0.0)
     blocks.names()  # find those of the catalogue first
     monkeypatch.setattr(registry, "_catalogue", dict(registry._catalogue))
@@ -175,7 +176,7 @@ def test_an_interrupt_is_130_and_the_same_command_goes_on_from_there(tmp_path: P
     # The estimate of the block meets the interrupt first.
     result = ctxbench(*command)
     assert result.exit_code == 130
-    assert "interrupted; the same command goes on from here" in result.stderr
+    assert "interrupted; resume with: ctxbench " in result.stderr
     assert "Traceback" not in result.output
     kept = {path: path.stat().st_mtime_ns for path in files(Path("run/records"))}
     assert len(kept) == 2

@@ -7,6 +7,9 @@ import torch
 
 from ctxbench import measure
 from ctxbench.cost import estimate
+from ctxbench.measure import Settings
+from ctxbench.monitor import Monitor
+from ctxbench.outcome import failure
 from ctxbench.spec import Grid
 
 pytestmark = pytest.mark.gpu
@@ -20,7 +23,7 @@ def test_the_allocators_peak_is_the_predicted_one_plus_work_space(mode: str) -> 
     cells = Grid(
         blocks="ham-nmf,ham-cd,self-attn,a2,ccnet,emanet", resolutions="64", modes=mode, device="cuda"
     ).cells()
-    for cell, outcome in measure.group(cells, threads=1):
+    for cell, outcome in measure.group(cells, Settings(), Monitor()):
         assert outcome.status == "ok", (cell.label, outcome.columns)
         above = outcome.columns["memory_measured_bytes"] - estimate(cell).memory_bytes
         assert -0.02 * estimate(cell).memory_bytes <= above <= WORK_SPACE, cell.label
@@ -29,7 +32,7 @@ def test_the_allocators_peak_is_the_predicted_one_plus_work_space(mode: str) -> 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_every_dtype_is_timed(dtype: str) -> None:
     cells = Grid(blocks="all", resolutions="32", dtypes=dtype, device="cuda").cells()
-    for cell, outcome in measure.group(cells, threads=1):
+    for cell, outcome in measure.group(cells, Settings(), Monitor()):
         assert outcome.status == "ok", (cell.label, outcome.columns)
         assert outcome.columns["latency_ms_ci_low"] <= outcome.columns["latency_ms_median"]
 
@@ -37,4 +40,4 @@ def test_every_dtype_is_timed(dtype: str) -> None:
 def test_running_out_of_device_memory_is_told_as_such() -> None:
     with pytest.raises(torch.OutOfMemoryError) as error:
         torch.empty(2**50, dtype=torch.uint8, device="cuda")
-    assert measure.failure(error.value).status == "oom"
+    assert failure(error.value).status == "oom"

@@ -16,8 +16,13 @@ from torch import Tensor, nn
 import blocks
 from blocks import registry
 from ctxbench import measure
-from ctxbench.measure import Outcome, Sample, group
+from ctxbench import subject as subjects
+from ctxbench.clocks import Sample
+from ctxbench.measure import Settings, group
+from ctxbench.monitor import Monitor
+from ctxbench.outcome import Outcome
 from ctxbench.spec import Cell, Grid
+from ctxbench.subject import Reference, Subject
 
 CHANNELS, SIDE = 8, 12  # larger than what the gate tries
 Forward = Callable[[Tensor], Tensor]
@@ -65,7 +70,7 @@ def add(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Forward], None]:
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A small reference product, and no more rounds than are needed; threads as they were."""
-    monkeypatch.setattr(measure, "REFERENCE_SIDE", {"cpu": 8})
+    monkeypatch.setattr(subjects, "REFERENCE_SIDE", {"cpu": 8})
     monkeypatch.setattr(measure, "BUDGET_S", 0.0)
     threads = torch.get_num_threads()
     yield
@@ -79,7 +84,7 @@ def cells(text: str, mode: str = "infer", side: int = SIDE) -> list[Cell]:
 def measured(text: str, mode: str = "infer") -> dict[str, Outcome]:
     """Block -> outcome; every cell must come once."""
     wanted = cells(text, mode)
-    found = list(group(wanted, threads=1))
+    found = list(group(wanted, Settings(), Monitor()))
     assert sorted(cell.id for cell, _ in found) == sorted(cell.id for cell in wanted)
     for _, outcome in found:
         assert outcome.columns.pop("wall_s") >= 0
@@ -96,7 +101,7 @@ class Clock:
 
     def __call__(self, call: Callable[[], object]) -> Sample:
         subject = getattr(call, "__self__", None)
-        name = subject.cell.label if isinstance(subject, measure.Subject) else "reference"
+        name = subject.cell.label if isinstance(subject, Subject) else "reference"
         self.calls.append(name)
         self.look("before", subject)
         call()
@@ -108,7 +113,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     stand_in = Clock()
-    monkeypatch.setattr(measure, "cpu_clock", stand_in)
+    monkeypatch.setattr(subjects, "cpu_clock", stand_in)
     return stand_in
 
 
@@ -218,10 +223,10 @@ def test_a_block_that_modifies_the_shared_input_at_full_size_harms_no_other(
 
 
 def test_when_the_reference_itself_fails_every_cell_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(reference: measure.Reference) -> None:
+    def broken(reference: Reference) -> None:
         raise RuntimeError("device lost")
 
-    monkeypatch.setattr(measure.Reference, "sample", broken)
+    monkeypatch.setattr(Reference, "sample", broken)
     found = measured("none,a2")
     assert {outcome.columns["reason"] for outcome in found.values()} == {"device lost"}
 
@@ -269,7 +274,7 @@ def test_numbers_follow_the_clock(clock: Clock) -> None:
 
 def test_warm_up_is_not_part_of_the_result(clock: Clock) -> None:
     clock.times = {
-        "none": itertools.chain([1000.0] * (1 + measure.WARM_UP["cpu"][0]), itertools.cycle([1.0]))
+        "none": itertools.chain([1000.0] * (1 + subjects.WARM_UP["cpu"][0]), itertools.cycle([1.0]))
     }
     columns = measured("none")["none"].columns
     assert columns["first_call_ms"] == 1000.0
@@ -278,7 +283,7 @@ def test_warm_up_is_not_part_of_the_result(clock: Clock) -> None:
 
 def test_training_times_forward_and_backward_with_fresh_gradients(clock: Clock) -> None:
     def look(moment: str, subject: Any) -> None:
-        if isinstance(subject, measure.Subject):
+        if isinstance(subject, Subject):
             grads = [subject.x.grad, *(parameter.grad for parameter in subject.eager.parameters())]
             assert len(grads) > 1
             assert all((grad is not None) == (moment == "after") for grad in grads)
@@ -318,7 +323,7 @@ def test_a_cell_is_measured_with_the_threads_that_were_asked_for(add: Callable[[
         return x
 
     add("watched", forward)
-    list(group(cells("watched"), threads=2))
+    list(group(cells("watched"), Settings(threads=2), Monitor()))
     assert seen == {2}
 
 
@@ -341,18 +346,18 @@ class Rounds:
 @pytest.fixture
 def rounds(monkeypatch: pytest.MonkeyPatch) -> Rounds:
     found = Rounds()
-    subject_sample, reference_sample = measure.Subject.sample, measure.Reference.sample
+    subject_sample, reference_sample = Subject.sample, Reference.sample
 
-    def sample_subject(subject: measure.Subject) -> None:
+    def sample_subject(subject: Subject) -> None:
         found.order.append(subject.cell.label)
         subject_sample(subject)
 
-    def sample_reference(reference: measure.Reference) -> None:
+    def sample_reference(reference: Reference) -> None:
         found.order.append("reference")
         reference_sample(reference)
 
-    monkeypatch.setattr(measure.Subject, "sample", sample_subject)
-    monkeypatch.setattr(measure.Reference, "sample", sample_reference)
+    monkeypatch.setattr(Subject, "sample", sample_subject)
+    monkeypatch.setattr(Reference, "sample", sample_reference)
     return found
 
 
@@ -379,7 +384,7 @@ def test_a_block_that_has_settled_leaves_and_the_others_go_on(
     monkeypatch.setattr(measure, "BUDGET_S", 1e9)
     noise = itertools.chain([9.0, 1.0] * 12, itertools.cycle([5.0]))
     clock.times = {"none": itertools.cycle([1.0]), "a2": noise}
-    found = list(group(cells("a2,none"), threads=1))
+    found = list(group(cells("a2,none"), Settings(), Monitor()))
     assert [cell.label for cell, _ in found] == ["none", "a2"], "each as soon as it is known"
     iterations = {cell.label: outcome.columns["iterations"] for cell, outcome in found}
     assert iterations["none"] == measure.MIN_ROUNDS < iterations["a2"] < measure.MAX_ROUNDS
@@ -399,7 +404,9 @@ def test_a_cheap_block_gets_more_calls_than_a_dear_one_in_the_same_time(
         "none": itertools.cycle(noisy),
         "a2": itertools.cycle([100 * time for time in noisy]),
     }
-    found = {cell.label: outcome for cell, outcome in group(cells("none,a2"), 1, budget_s=0.2)}
+    found = {
+        cell.label: outcome for cell, outcome in group(cells("none,a2"), Settings(budget_s=0.2), Monitor())
+    }
     assert found["a2"].columns["iterations"] == measure.MIN_ROUNDS
     assert found["none"].columns["iterations"] > 3 * measure.MIN_ROUNDS
 
@@ -407,7 +414,7 @@ def test_a_cheap_block_gets_more_calls_than_a_dear_one_in_the_same_time(
 def test_a_block_that_does_not_settle_is_stopped_and_says_so(
     clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(measure, "HALF_WIDTH", {"cpu": 0.02})
+    monkeypatch.setattr(subjects, "HALF_WIDTH", {"cpu": 0.02})
     clock.times = {"none": itertools.cycle([1.0, 9.0])}
     columns = measured("none")["none"].columns
     assert columns["converged"] is False
@@ -432,6 +439,11 @@ def test_garbage_is_collected_outside_the_rounds_and_again_afterwards(clock: Clo
 
 def test_the_user_is_told_what_is_being_done() -> None:
     told: list[str] = []
-    list(group(cells("none,a2"), 1, on_step=told.append))
+
+    class Log(Monitor):
+        def working(self, text: str) -> None:
+            told.append(text)
+
+    list(group(cells("none,a2"), Settings(), Log()))
     for text in ("checking a2", "warming up none"):
         assert text in told

@@ -13,12 +13,14 @@ from torch import Tensor
 
 import blocks
 from blocks import registry
-from ctxbench import environment, measure, runner
+from ctxbench import environment, measure, settle, subject
 from ctxbench.errors import UsageError
-from ctxbench.measure import Outcome
+from ctxbench.measure import Settings
+from ctxbench.monitor import Monitor, Reporter
+from ctxbench.outcome import Outcome
 from ctxbench.record import Record
 from ctxbench.report import tables_of
-from ctxbench.runner import Reporter, Run
+from ctxbench.runner import Run
 from ctxbench.spec import Cell, Grid
 from ctxbench.store import RunStore
 from ctxbench.tables import markdown
@@ -38,7 +40,7 @@ class Executions(list[str]):
     interrupt_after: int | None = None
 
     def group(
-        self, members: list[Cell], threads: int, budget_s: float | None, on_step: Callable[[str], None]
+        self, members: list[Cell], settings: Settings, monitor: Monitor
     ) -> Iterator[tuple[Cell, Outcome]]:
         """Stands for `measure.group`: the latency of a cell follows from the cell."""
         for cell in members:
@@ -63,7 +65,7 @@ def steady_machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Memory enough, no look at git, and no more rounds than are needed."""
     monkeypatch.setattr(environment, "free_bytes", lambda device: 2**33)
     monkeypatch.setattr(environment, "git_state", lambda: ("0123456789ab", False))
-    monkeypatch.setattr(measure, "REFERENCE_SIDE", {"cpu": 8})
+    monkeypatch.setattr(subject, "REFERENCE_SIDE", {"cpu": 8})
     monkeypatch.setattr(measure, "BUDGET_S", 0.0)
     threads = torch.get_num_threads()
     yield
@@ -96,7 +98,8 @@ def add(monkeypatch: pytest.MonkeyPatch) -> Add:
 def run(
     folder: Path, planned: list[Cell], threads: int = 1, reporter: Reporter | None = None
 ) -> list[Record]:
-    return Run(planned, RunStore.create(folder), "cpu", threads).execute(reporter)
+    settings = Settings(threads)
+    return Run(planned, RunStore.create(folder), "cpu", settings, "inline").execute(reporter)
 
 
 def status(records: list[Record]) -> dict[str, str]:
@@ -421,7 +424,7 @@ def test_how_threads_wait_is_part_of_the_environment(
     monkeypatch.setenv(environment.WAIT_POLICY, "PASSIVE")
     run(tmp_path, cells("none"))
     monkeypatch.setenv(environment.WAIT_POLICY, "ACTIVE")
-    with pytest.raises(UsageError, match="OpenMP wait policy"):
+    with pytest.raises(UsageError, match="OMP_WAIT_POLICY PASSIVE -> ACTIVE"):
         run(tmp_path, cells("none"))
 
 
@@ -442,7 +445,9 @@ def test_what_this_run_does_not_ask_for_is_no_reason_to_refuse(
 
 def test_fresh_measures_again_in_a_new_environment(tmp_path: Path, executions: Executions) -> None:
     run(tmp_path, cells("none"))
-    (record, _) = Run(cells("none"), RunStore.create(tmp_path), "cpu", 2, fresh=True).execute()
+    (record, _) = Run(
+        cells("none"), RunStore.create(tmp_path), "cpu", Settings(2), "inline", fresh=True
+    ).execute()
     assert record.threads == 2
 
 
@@ -455,7 +460,7 @@ def test_estimates_are_accepted_from_any_environment(
     def forbidden(cell: Cell) -> None:
         raise AssertionError(f"estimates {cell.label} again")
 
-    monkeypatch.setattr(runner, "estimate", forbidden)
+    monkeypatch.setattr(settle, "estimate", forbidden)
     assert run(tmp_path, planned, threads=2) == first
     assert executions == [], "an estimate runs nothing"
 

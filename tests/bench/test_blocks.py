@@ -7,8 +7,6 @@ import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
 import blocks
-from ctxbench.cost import estimate
-from ctxbench.spec import Grid
 
 INPUT = (1, 256, 32, 32)
 
@@ -25,9 +23,3 @@ def test_forward_and_backward(benchmark: BenchmarkFixture, name: str) -> None:
     block, x = blocks.create(name, INPUT[1]).train(), torch.randn(INPUT).requires_grad_()
     gradient = torch.randn(INPUT)
     benchmark(lambda: block(x).backward(gradient))
-
-
-@pytest.mark.parametrize("name", blocks.names())
-def test_estimate(benchmark: BenchmarkFixture, name: str) -> None:
-    (cell,) = Grid(blocks=name, resolutions="128", modes="train", estimated=True).cells()
-    benchmark(estimate, cell)

@@ -1,0 +1,115 @@
+"""From cells to outcomes, in this process: estimate, refuse what cannot be, measure the rest."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from ctxbench import environment, measure
+from ctxbench.cost import Cost, estimate
+from ctxbench.errors import RAISED, first_line
+from ctxbench.measure import Settings
+from ctxbench.monitor import Monitor
+from ctxbench.outcome import Outcome, failure
+from ctxbench.spec import Cell
+
+MEMORY_FACTOR = 1.15  # kernels' work space beyond the tensors
+MAPS_BESIDE = 4  # input, output's gradient, and the copies a CPU convolution makes of a map
+IMPOSSIBLE = {
+    "Expected more than 1 value per channel": "normalisation needs more than one value per channel or group; "
+    "use a larger batch or resolution",
+    "Storage size calculation overflowed": "needs more memory than can be addressed",
+}
+
+
+@dataclass(frozen=True)
+class Settled:
+    """A cell, its cost where that could be had, and what became of it."""
+
+    cell: Cell
+    cost: Cost | None
+    outcome: Outcome
+
+
+def batches(cells: list[Cell]) -> list[list[Cell]]:
+    """What is settled together: the cells of one group, which are timed together, or all that are estimated."""
+    together = itertools.groupby(cells, key=lambda cell: None if cell.estimated else cell.group)
+    return [list(members) for _, members in together]
+
+
+def settle(cells: list[Cell], settings: Settings, monitor: Monitor) -> Iterator[Settled]:
+    """Every cell of one batch with its cost and what became of it, as soon as it is known."""
+    costs: dict[Cell, Cost] = {}
+    for cell in cells:
+        monitor.taking(cell)
+        monitor.working(f"estimating {describe(cell)}")
+        start = time.perf_counter()
+        try:
+            cost = estimate(cell)
+        except RAISED as error:
+            yield Settled(cell, None, cannot_run(error, time.perf_counter() - start))
+            continue
+        if verdict := disagreement(cost) or (cell.estimated and estimated(start)) or too_large(cell, cost):
+            yield Settled(cell, cost, verdict)
+        else:
+            costs[cell] = cost
+    monitor.taking(None)
+    if costs:
+        members = list(costs)
+        monitor.needing(max(needed_bytes(cell, cost) for cell, cost in costs.items()))
+        monitor.measuring(f"measuring {len(members)} blocks, {describe(members[0], block=False)}")
+        for cell, outcome in measure.group(members, settings, monitor):
+            yield Settled(cell, costs[cell], outcome)
+
+
+def describe(cell: Cell, block: bool = True) -> str:
+    """A cell, or its group, in a few words."""
+    shape = "x".join(map(str, cell.shape))
+    return f"{f'{cell.label} ' if block else ''}{shape} {cell.dtype} {cell.mode}"
+
+
+def cannot_run(error: BaseException, seconds: float) -> Outcome:
+    """What an estimate's failure means: some cells cannot be, which is a result; the rest is an error."""
+    for words, reason in IMPOSSIBLE.items():
+        if words in first_line(error):
+            return Outcome("skipped", {"reason": reason, "wall_s": seconds})
+    return failure(error, seconds)
+
+
+def disagreement(cost: Cost) -> Outcome | None:
+    """The verdict on a block whose closed forms are not what is counted."""
+    if cost.macs_counted != cost.macs_formula:
+        reason = f"macs() gives {cost.macs_formula}, but {cost.macs_counted} are counted"
+    elif cost.params != cost.params_formula:
+        reason = f"param_count() gives {cost.params_formula}, but there are {cost.params}"
+    else:
+        return None
+    return Outcome("invalid", {"reason": f"broken rule: closed forms equal the count; {reason}"})
+
+
+def estimated(start: float) -> Outcome:
+    """An estimate is all that was asked for."""
+    return Outcome("ok", {"wall_s": time.perf_counter() - start})
+
+
+def too_large(cell: Cell, cost: Cost) -> Outcome | None:
+    """A refusal where the predicted peak, with the input and kernels' copies, does not fit."""
+    need, free = needed_bytes(cell, cost), environment.free_bytes(cell.device)
+    if need <= free:
+        return None
+    return Outcome("skipped", {"reason": f"needs {gib(need)} with a margin for kernels, {gib(free)} free"})
+
+
+def needed_bytes(cell: Cell, cost: Cost) -> int:
+    """The predicted peak with the input, and with a margin for what kernels take beside their tensors."""
+    one_map = math.prod(cell.shape) * getattr(torch, cell.dtype).itemsize
+    return int(cost.memory_bytes * MEMORY_FACTOR) + MAPS_BESIDE * one_map
+
+
+def gib(count: int) -> str:
+    return f"{count / 2**30:.1f} GiB"

@@ -1,0 +1,303 @@
+"""A block made ready to be called again and again, and the matrix product it is compared with."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from ctxbench import environment, gate, graphs
+from ctxbench.clocks import Sample, cpu_clock, cuda_clock, frequency_mhz
+from ctxbench.cost import Spy, count_with_fvcore
+from ctxbench.errors import RAISED, first_line
+from ctxbench.outcome import Outcome, failure, overdue
+from ctxbench.spec import Cell
+from ctxbench.statistics import Median, median
+
+HALF_WIDTH = {"cpu": 0.02, "cuda": 0.01}  # of the median's interval, where a cell stops
+WARM_UP = {"cpu": (2, 0.0), "cuda": (3, 0.025)}  # at least so many calls and seconds
+WARM_UP_CALLS = 10  # and at most so many, where successive calls do not agree
+AGREEMENT = 0.1
+REFERENCE_SIDE = {"cpu": 768, "cuda": 8192}
+FUSED = "_scaled_dot_product_"
+
+
+@dataclass(frozen=True)
+class Load:
+    """What all blocks of a group are given: the input and, in training, the output's gradient."""
+
+    seed: int
+    x: Tensor
+    gradient: Tensor | None
+
+    @classmethod
+    def of(cls, cell: Cell) -> Load:
+        torch.manual_seed(cell.seed)
+        empty = torch.empty(cell.shape, device=cell.device, dtype=getattr(torch, cell.dtype))
+        gradient = torch.randn(cell.shape).to(empty) if cell.training else None
+        load = cls(cell.seed, empty.requires_grad_(cell.training), gradient)
+        load.restore()
+        return load
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Draw the input, or draw it again after a block that may have modified it."""
+        generator = torch.Generator().manual_seed(self.seed)
+        self.x.copy_(torch.randn(self.x.shape, generator=generator))
+
+
+class Subject:
+    """A cell's block, ready to be called again and again.
+
+    Its gates are open (`gate.wake`): products with zeros would draw less power, and run faster.
+
+    Raises:
+        gate.BrokenRuleError: when the block does not keep the rules at full size, or compiled.
+    """
+
+    def __init__(self, cell: Cell, load: Load, start: float, timeout_s: float = float("inf")) -> None:
+        self.cell, self.x, self.gradient, self.timeout_s = cell, load.x, load.gradient, timeout_s
+        self.samples: list[Sample] = []
+        self.graph_samples: list[Sample] = []
+        self.failed: Outcome | None = None
+        self.calls_s = 0.0  # spent in warm-up and timed calls
+        self.clock = cuda_clock(load.x.get_device()) if load.x.is_cuda else cpu_clock
+        torch.manual_seed(cell.seed)
+        self.eager = gate.wake(cell.create()).to(load.x.device, load.x.dtype)
+        self.block: Callable[[Tensor], Tensor] = self.eager
+        if cell.compiled:
+            self.block = torch.compile(self.eager, dynamic=False)
+        self.first_call_ms = cpu_clock(self.call_and_wait).wall_ms
+        self.attention_kernels: set[str] = set()
+        self.check_full_size()
+        self.memory_bytes = self.allocator_peak() if load.x.is_cuda else None
+        self.fvcore = None if cell.compiled else count_with_fvcore(self.eager, self.x.detach())
+        self.replay, self.graph_reason = self.graph()
+        self.preparation_s = time.perf_counter() - start
+
+    def call(self) -> None:
+        """Forward, and backward in training: what is timed."""
+        if self.gradient is None:
+            with torch.inference_mode():
+                self.block(self.x)
+        else:
+            self.block(self.x).backward(self.gradient)
+
+    def call_and_wait(self) -> None:
+        self.call()
+        if self.x.is_cuda:
+            torch.cuda.synchronize()
+
+    def tidy(self) -> None:
+        """Drop the gradients, outside the timed span."""
+        self.x.grad = None
+        self.eager.zero_grad(set_to_none=True)
+
+    def check_full_size(self) -> None:
+        """What the gate cannot see on its small input, after the first call."""
+        for gradient in (self.x.grad, *(parameter.grad for parameter in self.eager.parameters())):
+            finite = gradient is None or bool(gradient.isfinite().all())
+            gate.require(finite, "the gradients are finite at full size")
+        self.tidy()
+        x = self.x.detach()
+        before = x.clone()
+        with AttentionKernels() as attention, torch.set_grad_enabled(self.cell.training):
+            y = self.eager(x)
+        gate.check_output(y, x, before, " at full size")
+        self.attention_kernels = attention.kernels
+        if self.cell.compiled:
+            self.check_compiled(x, before)
+
+    @torch.no_grad()
+    def check_compiled(self, x: Tensor, before: Tensor) -> None:
+        gate.check_output(self.block(x), x, before, " at full size")
+        self.eager.eval()  # training draws random numbers that compiling changes
+        error = gate.relative_error(self.block(x), self.eager(x))
+        self.eager.train(self.cell.training)
+        agrees = f"compiled agrees with eager (relative error {error:.2g})"
+        gate.require(error <= gate.TOLERANCE[x.dtype], agrees)
+
+    def allocator_peak(self) -> int:
+        """Peak of CUDA's allocator in one call after another: block counted, input left out."""
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        self.call_and_wait()
+        above = torch.cuda.max_memory_allocated() - before
+        self.tidy()
+        own = [*self.eager.parameters(), *self.eager.buffers()]
+        storages = {storage.data_ptr(): storage.nbytes() for storage in map(Tensor.untyped_storage, own)}
+        return above + sum(storages.values())
+
+    def graph(self) -> tuple[Callable[[], None] | None, str | None]:
+        """What replays the call as a CUDA graph, or why there is none."""
+        if not self.x.is_cuda or self.cell.compiled:
+            return None, None
+        if graphs.too_large(self.memory_bytes or 0):
+            return None, "needs too much memory to be kept beside the other blocks"
+        try:
+            return graphs.capture(self.call, self.tidy), None
+        except RAISED as error:
+            torch.cuda.synchronize()
+            self.tidy()
+            return None, first_line(error)
+
+    def warm_up(self) -> None:
+        """Call until it is done often and long enough, and two calls took about the same time."""
+        calls, seconds = WARM_UP[self.cell.device]
+        before, done, steady = self.calls_s, 0, False
+        last: Sample | None = None
+        while self.failed is None and (
+            done < calls or self.calls_s - before < seconds or not (steady or done >= WARM_UP_CALLS)
+        ):
+            sample = self.attempt()
+            if sample and last:
+                steady = abs(sample.wall_ms - last.wall_ms) <= AGREEMENT * last.wall_ms
+            last, done = sample, done + 1
+
+    def sample(self) -> None:
+        """One timed call, and one as a graph where there is one."""
+        sample = self.attempt()
+        if sample is None:
+            return
+        self.samples.append(sample)
+        if self.replay is not None:
+            self.graph_samples.append(self.clock(self.replay))
+
+    def forget_last(self) -> None:
+        """Drop the last timed call: the device did not run at its speed."""
+        del self.samples[-1:], self.graph_samples[-1:]
+
+    def attempt(self) -> Sample | None:
+        """One call by the clock; one that raises, or uses up the cell's time, is the end of this subject."""
+        try:
+            sample = self.clock(self.call)
+            self.tidy()
+        except RAISED as error:
+            self.failed = failure(error, self.spent_s)
+            return None
+        self.calls_s += sample.wall_ms / 1000
+        if self.spent_s > self.timeout_s:
+            self.failed = overdue(self.timeout_s, self.spent_s)
+            return None
+        return sample
+
+    @property
+    def spent_s(self) -> float:
+        """Seconds given to this cell: its checks, then its calls."""
+        return self.preparation_s + self.calls_s
+
+    @property
+    def timed_s(self) -> float:
+        """Seconds of its timed calls."""
+        return sum(sample.wall_ms for sample in self.samples) / 1000
+
+    @property
+    def wall(self) -> Median:
+        return median([sample.wall_ms for sample in self.samples])
+
+    @property
+    def converged(self) -> bool:
+        return bool(self.samples) and self.wall.half_width <= HALF_WIDTH[self.cell.device]
+
+    def columns(self, reference: Reference) -> dict[str, Any]:
+        """The measured columns of the record."""
+        wall, cpu = self.wall, median([sample.cpu_ms for sample in self.samples]).value
+        own = wall.value if self.x.is_cuda else cpu
+        return {
+            "wall_s": self.spent_s,
+            "calls_s": self.calls_s,
+            "memory_measured_bytes": self.memory_bytes,
+            "memory_source": "predicted" if self.memory_bytes is None else "allocator",
+            "latency_ms_median": wall.value,
+            "latency_ms_ci_low": wall.low,
+            "latency_ms_ci_high": wall.high,
+            "latency_cpu_ms_median": cpu,
+            "latency_ref_ratio": own / reference.ms,
+            "reference_ms_median": reference.ms,
+            "iterations": len(self.samples),
+            "converged": self.converged,
+            "first_call_ms": self.first_call_ms,
+            "images_per_s": 1000 * self.cell.batch / wall.value if wall.value else None,
+            "latency_samples_json": json.dumps([round(sample.wall_ms, 4) for sample in self.samples]),
+            "latency_cpu_samples_json": json.dumps([round(sample.cpu_ms, 4) for sample in self.samples]),
+            "sdpa_backend": ", ".join(sorted(self.attention_kernels)) or None,
+            "clock_mhz": frequency_mhz(self.cell.device),
+            "load_average": environment.load_average(),
+            "macs_fvcore": self.fvcore and self.fvcore.macs,
+            "fvcore_missed_json": self.fvcore and json.dumps(self.fvcore.missed_ops),
+        } | self.graph_columns()
+
+    def graph_columns(self) -> dict[str, Any]:
+        if not self.graph_samples:
+            return {"graph_reason": self.graph_reason}
+        wall = median([sample.wall_ms for sample in self.graph_samples])
+        return {
+            "latency_graph_ms_median": wall.value,
+            "latency_graph_ms_ci_low": wall.low,
+            "latency_graph_ms_ci_high": wall.high,
+        }
+
+
+class AttentionKernels(TorchFunctionMode):
+    """Sees which kernels fused attention is sent to; "math" is where it is calculated unfused."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kernels: set[str] = set()
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function is not F.scaled_dot_product_attention:
+            return function(*args, **(kwargs or {}))
+        with KernelNames() as names:
+            result = function(*args, **(kwargs or {}))
+        fused = {name for name in names.seen if name.startswith(FUSED)}
+        self.kernels |= {name.removeprefix(FUSED) for name in fused} or {"math"}
+        return result
+
+
+class KernelNames(Spy):
+    """The names of all operators that were called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[str] = set()
+
+    def __torch_dispatch__(self, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.seen.add(operator.overloadpacket.__name__)
+        return operator(*args, **(kwargs or {}))
+
+
+class Reference:
+    """A square matrix product: the machine's own measure of speed, in the same rounds."""
+
+    def __init__(self, like: Tensor) -> None:
+        side = REFERENCE_SIDE[like.device.type]
+        a, b = torch.randn(2, side, side).to(like.device, like.dtype)
+        self.product = lambda: torch.mm(a, b)
+        self.on_cuda = like.is_cuda
+        self.clock = cuda_clock(like.get_device()) if like.is_cuda else cpu_clock
+        self.samples: list[Sample] = []
+
+    def warm_up(self) -> None:
+        for _ in range(3):
+            self.clock(self.product)
+
+    def sample(self) -> None:
+        self.samples.append(self.clock(self.product))
+
+    def forget_last(self) -> None:
+        del self.samples[-1:]
+
+    @property
+    def ms(self) -> float:
+        """Median milliseconds: between events on CUDA, of CPU time on a CPU."""
+        return median([sample.wall_ms if self.on_cuda else sample.cpu_ms for sample in self.samples]).value

@@ -1,0 +1,271 @@
+"""Settles batches of cells in processes of their own, so that no cell can harm the run or another cell.
+
+A worker settles one batch and is gone. When it dies, or a cell uses up its time, what is settled is
+kept: the cell it had in hand is tried once more alone, and the others go on together.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from ctxbench import environment, plugins
+from ctxbench.cost import Cost
+from ctxbench.devices import Device
+from ctxbench.errors import RunError
+from ctxbench.measure import Settings
+from ctxbench.monitor import Monitor
+from ctxbench.outcome import Outcome, overdue
+from ctxbench.settle import Settled, settle
+from ctxbench.spec import Cell
+
+POLL_S = 0.2
+GRACE_S = 3.0  # between asking a worker to end and ending it
+SLACK_BYTES = 2**30  # beyond a prediction, before an allocation is refused
+SLACK_FACTOR = 1.3
+NOBODY = -1
+
+
+def context() -> Any:
+    """Processes that come from a server with torch loaded: 0.3 s each; fresh ones where there is none."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    forkserver = multiprocessing.get_context("forkserver")
+    forkserver.set_forkserver_preload(["click", "ctxbench.preload"])
+    return forkserver
+
+
+def settle_in_workers(
+    batches: list[list[Cell]], settings: Settings, devices: list[Device], monitor: Monitor
+) -> Iterator[Settled]:
+    """Settle all batches, one at a time on each device; yields each cell once.
+
+    Raises:
+        RunError: when no process can be started.
+    """
+    queue = deque(batches)
+    busy: dict[Device, Worker] = {}
+    try:
+        while queue or busy:
+            for device in devices:
+                if queue and device not in busy:
+                    busy[device] = Worker(queue.popleft(), settings, device)
+            wait([handle for worker in busy.values() for handle in worker.handles], POLL_S)
+            for device, worker in list(busy.items()):
+                yield from worker.settled(monitor)
+                if worker.is_over():
+                    del busy[device]
+                    yield from worker.settled(monitor)
+                    verdict, again = worker.remains()
+                    yield from verdict
+                    queue.extendleft(reversed(again))
+    finally:
+        for worker in busy.values():
+            worker.stop()
+
+
+class Worker:
+    """The parent's view of a process that settles one batch.
+
+    Raises:
+        RunError: when it cannot be started.
+    """
+
+    def __init__(self, cells: list[Cell], settings: Settings, device: Device) -> None:
+        processes = context()
+        self.cells, self.timeout_s = cells, settings.timeout_s
+        self.pending = dict(enumerate(cells))
+        self.hand = processes.RawArray("d", [NOBODY, math.inf])  # number of a cell, and since when
+        self.overdue_s: float | None = None
+        self.connection, sending = processes.Pipe(duplex=False)
+        self.process = processes.Process(
+            target=work, args=(sending, self.hand, cells, settings, device), name=f"ctxbench {device.name}"
+        )
+        try:
+            self.process.start()
+        except (OSError, EOFError) as error:
+            raise RunError(f"cannot start a worker process: {error}") from error
+        sending.close()
+
+    @property
+    def handles(self) -> list[Any]:
+        return [self.process.sentinel, *([] if self.connection.closed else [self.connection])]
+
+    def settled(self, monitor: Monitor) -> Iterator[Settled]:
+        """What the worker has told since it was last asked."""
+        try:
+            while not self.connection.closed and self.connection.poll():
+                message = self.connection.recv()
+                if isinstance(message, Told):
+                    getattr(monitor, message.how)(message.text)
+                else:
+                    yield Settled(self.pending.pop(message.number), message.cost, message.outcome)
+        except (EOFError, OSError):  # it has ended, perhaps in the middle of a message
+            self.connection.close()
+
+    def is_over(self) -> bool:
+        """Whether the process has ended; one whose cell has used up its time is made to."""
+        in_hand_s = time.monotonic() - self.hand[1]
+        if self.process.exitcode is None and in_hand_s > self.timeout_s:
+            self.overdue_s = in_hand_s
+            self.stop()
+        if self.process.exitcode is None:
+            return False
+        self.signal(signal.SIGKILL)  # what the block may have started and left
+        return True
+
+    def remains(self) -> tuple[list[Settled], list[list[Cell]]]:
+        """The verdict on a cell that ended the process, if there is one, and the batches to try again.
+
+        A cell that uses up its time is to blame. One that was in hand when the process died may have
+        been the victim of another; it gets a process of its own, and is to blame if that dies as well.
+        """
+        if not self.pending:
+            return [], []
+        number = int(self.hand[0])
+        suspect = self.pending.pop(number if number in self.pending else next(iter(self.pending)))
+        others = [list(self.pending.values())] if self.pending else []
+        if self.overdue_s is not None:
+            return [Settled(suspect, None, overdue(self.timeout_s, self.overdue_s))], others
+        if len(self.cells) == 1:
+            return [Settled(suspect, None, Outcome("crashed", {"reason": self.last_words()}))], others
+        return [], [[suspect], *others]
+
+    def last_words(self) -> str:
+        code = self.process.exitcode or 0
+        if code >= 0:
+            return f"the process left with exit code {code}"
+        name = signal.Signals(-code).name
+        hint = "; the system may have run out of memory" if name == "SIGKILL" else ""
+        return f"the process was ended by {name}{hint}"
+
+    def stop(self) -> None:
+        """End the process and all that it started: asked first, then made to."""
+        for blow, patience in ((signal.SIGTERM, GRACE_S), (signal.SIGKILL, GRACE_S)):
+            self.signal(blow)
+            self.process.join(patience)
+
+    def signal(self, number: int) -> None:
+        with contextlib.suppress(OSError):
+            os.killpg(self.process.pid, number)
+        if self.process.exitcode is None:  # it may not lead its group yet
+            with contextlib.suppress(OSError):
+                os.kill(self.process.pid, number)
+
+
+@dataclass(frozen=True)
+class Told:
+    """What a worker says for a person to read: a monitor's method and its text."""
+
+    how: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What became of the cell with this number in the worker's batch."""
+
+    number: int
+    cost: Cost | None
+    outcome: Outcome
+
+
+def work(
+    sending: Connection, hand: Any, cells: list[Cell], settings: Settings, device: Device
+) -> None:  # pragma: no cover, it runs in another process
+    """The worker: settles its batch and sends each outcome as soon as it is known."""
+    os.setsid()  # a group of its own: a Ctrl-C is the parent's, and all of it can be ended together
+    die_with_parent()
+    be_the_first_to_go()
+    os.dup2(2, 1)  # standard output is the parent's alone
+    os.environ.update(device.variables)
+    torch.set_num_interop_threads(1)
+    for path in settings.plugins:
+        plugins.load(path)
+    teller = Teller(sending, hand, cells)
+    if device.kind == "cpu":
+        teller.needing(environment.free_bytes("cpu"))
+    with device.alone(teller.working):
+        for it in settle(cells, settings, teller):
+            teller.taking(None)
+            sending.send(Answer(teller.numbers[it.cell], it.cost, it.outcome))
+
+
+class Teller(Monitor):
+    """The worker's side of the talk: texts go through the pipe, the cell in hand into shared memory.
+
+    The parent can read that memory whatever the worker is caught in, and is not woken by it.
+    """
+
+    def __init__(self, sending: Connection, hand: Any, cells: list[Cell]) -> None:
+        self.sending, self.hand = sending, hand
+        self.numbers = {cell: number for number, cell in enumerate(cells)}
+        self.spent = dict.fromkeys([*self.numbers.values(), NOBODY], 0.0)
+        self.number, self.since = NOBODY, time.monotonic()
+        self.told = 0.0
+
+    def working(self, text: str) -> None:
+        now = time.monotonic()
+        if now - self.told > POLL_S:
+            self.told = now
+            self.sending.send(Told("working", text))
+
+    def measuring(self, text: str) -> None:
+        self.sending.send(Told("measuring", text))
+
+    def taking(self, cell: Cell | None) -> None:
+        now = time.monotonic()
+        self.spent[self.number] += now - self.since
+        self.number, self.since = NOBODY if cell is None else self.numbers[cell], now
+        self.hand[1] = math.inf  # never another cell's number with this one's time
+        self.hand[0] = self.number
+        self.hand[1] = now - (0.0 if cell is None else self.spent[self.number])
+
+    def needing(self, count: int) -> None:
+        limit_memory(int(SLACK_FACTOR * count) + SLACK_BYTES)
+
+
+def die_with_parent() -> None:  # pragma: no cover
+    """End this process and its group as soon as the parent is gone, however it went."""
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        wait([parent.sentinel] if parent else [])
+        os.killpg(0, signal.SIGKILL)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def be_the_first_to_go() -> None:  # pragma: no cover
+    """Where memory runs out, Linux shall end this process and no other."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000")
+
+
+def limit_memory(count: int) -> None:  # pragma: no cover
+    """Let allocations of more than so many bytes beyond those of now fail, on Linux.
+
+    Otherwise they would succeed, and the process be killed on their first use.
+    """
+    if sys.platform != "linux":
+        return
+    import resource
+
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    limit = psutil.Process().memory_info().data + count
+    resource.setrlimit(resource.RLIMIT_DATA, (limit if hard < 0 else min(limit, hard), hard))
