@@ -131,7 +131,7 @@ class Record(BaseModel):
     cpu: Text
     threads: int
     tf32: bool
-    flags_json: LongText
+    flags_json: LongText = "{}"
     env_hash: Digest
     code_hash: Digest
 

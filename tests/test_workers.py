@@ -1,0 +1,155 @@
+"""Whatever a cell does, its misfortune is one record, and the run and the other cells go on."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+HERE = Path(__file__).parents[1]
+
+PLUGIN = """
+import ctypes, os, signal, subprocess, sys
+from pathlib import Path
+import torch
+from torch import Tensor
+from blocks import ContextBlock, register
+
+def add(name, act):
+    @register(name, title="Mine", family="mine", summary="misbehaves", complexity="O(n)",
+              formula="Y = X", paper=None)
+    class Mine(ContextBlock):
+        def forward(self, x: Tensor) -> Tensor:
+            if x.device.type == "cpu":  # not while it is estimated
+                act()
+            return x
+        def macs(self, height: int, width: int) -> int:
+            return 0
+        def param_count(self) -> int:
+            return 0
+
+def spin():
+    while True:
+        pass
+
+def spin_on():
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)  # left behind"])
+    spin()
+
+def eat():
+    kept = []
+    while True:
+        kept.append(torch.ones(2**26))
+
+add("spins", spin)
+add("spins-on", spin_on)
+add("eats", eat)
+add("aborts", os.abort)
+add("faults", lambda: ctypes.string_at(0))
+add("killed", lambda: os.kill(os.getpid(), signal.SIGKILL))
+add("leaves", lambda: os._exit(0))
+add("prints", lambda: print("noise"))
+"""
+
+
+def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+    (folder / "plugin.py").write_text(PLUGIN)
+    command = [sys.executable, "-m", "ctxbench", "profile", "--plugin", "plugin.py", "--channels", "16"]
+    command += ["--resolutions", "8", "--budget", "0", "--out", "run", "--json", *arguments]
+    environ = {name: value for name, value in os.environ.items() if name != "CTXBENCH_EXECUTOR"}
+    environ |= {"PYTHONPATH": str(HERE), "OMP_NUM_THREADS": "1"}
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, cwd=folder, env=environ, stdout=pipe, stderr=pipe, text=True)
+
+
+def profile(folder: Path, *arguments: str) -> tuple[int, dict[str, dict[str, Any]]]:
+    """The exit code, and the records by block."""
+    process = start(folder, *arguments)
+    out, err = process.communicate(timeout=200)
+    assert "Traceback" not in err
+    return process.returncode, {record["spec"]: record for record in json.loads(out)}
+
+
+def processes_in(folder: Path) -> list[psutil.Process]:
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.cwd() == str(folder) and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+def assert_nobody_is_left(folder: Path) -> None:
+    for _ in range(100):
+        if not processes_in(folder):
+            return
+        time.sleep(0.1)
+    raise AssertionError([process.cmdline() for process in processes_in(folder)])
+
+
+def test_every_misfortune_is_one_record_and_the_others_are_measured(tmp_path: Path) -> None:
+    code, records = profile(
+        tmp_path,
+        "--blocks",
+        "none,aborts,faults,killed,leaves,eats,prints,ham-nmf[rank=4]",
+        "--timeout",
+        "60",
+    )
+    assert code == 1
+    assert {name: record["status"] for name, record in records.items()} == {
+        "none": "ok",
+        "aborts": "crashed",
+        "faults": "crashed",
+        "killed": "crashed",
+        "leaves": "crashed",
+        "eats": "oom",
+        "prints": "ok",
+        "ham-nmf[rank=4]": "ok",
+    }
+    assert "SIGABRT" in records["aborts"]["reason"]
+    assert "SIGSEGV" in records["faults"]["reason"]
+    assert "SIGKILL" in records["killed"]["reason"]
+    assert "exit code 0" in records["leaves"]["reason"]
+    assert "allocate" in records["eats"]["reason"]
+    assert len(list((tmp_path / "run" / "records").iterdir())) == 8
+    assert_nobody_is_left(tmp_path)
+
+
+@pytest.mark.parametrize("block", ["spins", "spins-on"])
+def test_a_cell_that_hangs_is_given_up_and_leaves_nobody_behind(tmp_path: Path, block: str) -> None:
+    started = time.monotonic()
+    code, records = profile(tmp_path, "--blocks", f"{block},none", "--timeout", "5")
+    assert time.monotonic() - started < 60
+    assert code == 1
+    assert (records[block]["status"], records["none"]["status"]) == ("timeout", "ok")
+    assert records[block]["reason"] == "took more than 5 s"
+    assert 5 <= records[block]["wall_s"] < 10
+    assert_nobody_is_left(tmp_path)
+
+
+@pytest.mark.parametrize("blow", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda blow: blow.name)
+def test_a_run_that_is_ended_leaves_nobody_behind_and_goes_on_later(
+    tmp_path: Path, blow: signal.Signals
+) -> None:
+    process = start(tmp_path, "--blocks", "spins,none", "--resolutions", "8")
+    assert process.stderr is not None
+    assert "measuring 2 blocks" in process.stderr.readline()
+    process.send_signal(blow)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == (-9 if blow == signal.SIGKILL else 130)
+    if blow != signal.SIGKILL:
+        assert "interrupted; resume with: ctxbench profile --plugin plugin.py" in err
+    assert_nobody_is_left(tmp_path)
+    code, records = profile(tmp_path, "--blocks", "none")
+    assert (code, records["none"]["status"]) == (0, "ok")
