@@ -160,6 +160,7 @@ def blocks_command(name: str | None, bibtex: bool, plugins: tuple[Path, ...]) ->
     help="Seconds after which a cell is given up.",
 )
 @executor_option
+@click.option("--shard", help="Do a part of the plan, as 0/2 and 1/2 on two hosts with one folder.")
 @click.option("--baseline", help="The block that ratios refer to (default: the first).")
 @click.option(
     "--out", type=click.Path(path_type=Path), help="Folder of the run (default results/runs/<name>)."
@@ -179,6 +180,7 @@ def profile_command(
     budget: float | None,
     timeout: float,
     executor: str,
+    shard: str | None,
     baseline: str | None,
     out: Path | None,
     fresh: bool,
@@ -189,18 +191,23 @@ def profile_command(
 ) -> int:
     """Measure MACs, memory and latency of blocks over a grid of inputs."""
     prepare_torch()
+    from ctxbench.spec import share
+
     load_plugins(plugins)
     grid = make_grid(preset, blocks=",".join(specs) if specs else None, **axes)
     grid = dataclasses.replace(grid, device=choose_device(device), compiled=compiled, estimated=estimate)
-    cells = grid.cells()
+    plan = grid.cells()
+    cells = plan if shard is None else share(plan, shard)
     if dry_run:
         print_plan(cells, as_json)
         return OK
+    if not cells:
+        raise UsageError(f"--shard {shard}: the plan has too few inputs to be divided so often")
     from ctxbench.measure import Settings
     from ctxbench.runner import Run
     from ctxbench.store import RunStore
 
-    folder = out or RUNS / default_name(cells, threads)
+    folder = out or RUNS / default_name(plan, threads)
     files = tuple(path.resolve() for path in plugins)
     settings = Settings(threads=threads, budget_s=budget, timeout_s=timeout, plugins=files)
     store = RunStore.create(folder.absolute())

@@ -142,6 +142,22 @@ class Grid:
         ]
 
 
+def share(cells: list[Cell], text: str) -> list[Cell]:
+    """The cells of shard "i/n", counted from 0: every n-th group, so that what is compared stays together.
+
+    The shards of one plan are disjoint, and their union is the plan.
+
+    Raises:
+        UsageError: for anything but 0 <= i < n.
+    """
+    match = re.fullmatch(r"([0-9]{1,4})/([0-9]{1,4})", text)
+    if not match or not int(match[1]) < int(match[2]):
+        raise UsageError(f"--shard: {text!r} is no shard; write 0/2 and 1/2 for two")
+    number, count = int(match[1]), int(match[2])
+    groups = [list(members) for _, members in itertools.groupby(cells, key=lambda cell: cell.group)]
+    return [cell for members in groups[number::count] for cell in members]
+
+
 def parse_blocks(text: str) -> list[BlockSpec]:
     """Read "ham-*,ham-nmf[rank=16/64],self-attn" into specs, doubles dropped, order kept.
 

@@ -152,6 +152,39 @@ def test_a_compiled_block_is_measured_in_both_modes() -> None:
         assert record["first_call_ms"] > record["latency_ms_median"]
 
 
+def test_two_shards_fill_one_folder_and_neither_does_the_others_part(tmp_path: Path) -> None:
+    command = ("profile", "--blocks", "none,a2", "--channels", "8", "--resolutions", "4,6,8", "--estimate")
+    for number, count in ((0, 4), (1, 6)):
+        assert ctxbench(*command, "--shard", f"{number}/2").exit_code == 0
+        assert len(files(Path("results/runs")) & set(Path().glob("results/runs/*/records/*"))) == count
+    assert "6 of 6 cells are known already" in ctxbench(*command).stderr
+    assert "too few inputs" in refusal(*command, "--shard", "3/4")
+
+
+def test_runs_are_compared_and_a_regression_is_3(tmp_path: Path) -> None:
+    for run, latency in (("base", 1.0), ("new", 2.0)):
+        times = {"latency_ms_median": latency, "latency_ms_ci_low": latency, "latency_ms_ci_high": latency}
+        samples = {"latency_samples_json": json.dumps([latency] * 10)}
+        record = make_record(**(times | samples))
+        (tmp_path / run / "records").mkdir(parents=True)
+        (tmp_path / run / "records" / f"{record.cell_id}.json").write_text(record.to_json())
+    assert ctxbench("compare", "base", "new").exit_code == 0
+    found = ctxbench("compare", "base", "new", "--fail-on", "latency_ms_median:5%")
+    assert found.exit_code == 3
+    assert "1 SLOWER" in found.stdout
+    assert ctxbench("compare", "new", "base", "--fail-on", "latency_ms_median:5%").exit_code == 0
+    assert "METRIC" in refusal("compare", "base", "new", "--fail-on", "speed")
+    assert json.loads(ctxbench("compare", "base", "new", "--json").stdout)["cells"]
+
+
+@pytest.mark.parametrize("form", ["csv", "json", "latex", "parquet"])
+def test_a_run_is_exported_to_a_file_or_to_standard_output(form: str) -> None:
+    assert profile("--blocks", "none", "--estimate", "--out", "run").exit_code == 0
+    assert ctxbench("export", "run", "--format", form, "--out", "file").exit_code == 0
+    assert ctxbench("export", "run", "--format", form).stdout_bytes == Path("file").read_bytes()
+    assert "no folder" in refusal("export", "run", "--format", form, "--out", "absent/file")
+
+
 def test_a_plan_can_be_read_by_programs() -> None:
     (cell,) = json.loads(profile("--blocks", "a2[c_m=4]", "--dry-run", "--json").stdout)
     assert cell["options"] == {"c_m": 4, "c_n": None}
@@ -176,7 +209,7 @@ def test_an_interrupt_is_130_and_the_same_command_goes_on_from_there(tmp_path: P
     # The estimate of the block meets the interrupt first.
     result = ctxbench(*command)
     assert result.exit_code == 130
-    assert "interrupted; resume with: ctxbench " in result.stderr
+    assert "interrupted; resume with: ctxbench" in result.stderr
     assert "Traceback" not in result.output
     kept = {path: path.stat().st_mtime_ns for path in files(Path("run/records"))}
     assert len(kept) == 2

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 import blocks
 from ctxbench.errors import UsageError
-from ctxbench.spec import Cell, Grid, literal, parse_blocks, parse_integers, parse_resolutions
+from ctxbench.spec import Cell, Grid, literal, parse_blocks, parse_integers, parse_resolutions, share
 
 HERE = Path(__file__).parents[1]
 
@@ -390,3 +390,23 @@ def test_an_id_is_the_same_in_every_process() -> None:
         env=os.environ | {"PYTHONHASHSEED": "1"},
     ).stdout
     assert printed.strip() == only_cell(blocks="ham-nmf[rank=8]").id
+
+
+# Shards
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 7, 50])
+def test_shards_are_disjoint_and_their_union_is_the_plan(count: int) -> None:
+    plan = Grid(blocks="none,a2,ham-nmf", resolutions="8,16,32", modes="infer,train", channels="8").cells()
+    shards = [share(plan, f"{number}/{count}") for number in range(count)]
+    found = [cell.id for cells in shards for cell in cells]
+    assert sorted(found) == sorted(cell.id for cell in plan)
+    for cells in shards:  # what is compared is measured together
+        for cell in cells:
+            assert [other.block for other in cells if other.group == cell.group] == ["none", "a2", "ham-nmf"]
+
+
+@pytest.mark.parametrize("text", ["2/2", "1", "-1/2", "0/0", "a/b", "0/2/3", "", "1 / 2"])
+def test_what_is_no_shard_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="0/2 and 1/2"):
+        share([], text)
