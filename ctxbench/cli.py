@@ -19,9 +19,13 @@ from ctxbench import __version__
 from ctxbench.errors import RunError, UsageError
 
 if TYPE_CHECKING:
-    from ctxbench.record import Record, Row
+    from collections.abc import Callable
+
+    from ctxbench.cluster import Submission
+    from ctxbench.record import Record
     from ctxbench.runner import Run, Where
     from ctxbench.spec import Cell, Grid
+    from ctxbench.store import Reading
 
 OK, SOME_FAILED, WRONG_USAGE, REGRESSION, INTERRUPTED = 0, 1, 2, 3, 130
 RUNS = Path("results/runs")
@@ -36,13 +40,22 @@ plugin_option = click.option(
 
 
 WHERE: dict[str, Where] = {"local": "workers", "inline": "inline"}
-executor_option = click.option(
-    "--executor",
-    default="local",
-    show_default=True,
-    envvar="CTXBENCH_EXECUTOR",
-    type=click.Choice(list(WHERE)),
-    help="local: in worker processes, which no cell can harm; inline: in this one, for a debugger.",
+
+
+def executor_option(*others: str) -> Callable[[Any], Any]:
+    here = "local: in worker processes, which no cell can harm; inline: in this one, for a debugger"
+    return click.option(
+        "--executor",
+        default="local",
+        show_default=True,
+        envvar="CTXBENCH_EXECUTOR",
+        type=click.Choice([*WHERE, *others]),
+        help="; ".join([here, *(f"{other}: as jobs of a cluster" for other in others)]) + ".",
+    )
+
+
+strict_option = click.option(
+    "--strict", is_flag=True, help="Exit with 1 if a file is unreadable, or a cell failed or is missing."
 )
 
 
@@ -95,29 +108,43 @@ def main(context: click.Context) -> None:
 
 @main.command("blocks")
 @click.argument("name", required=False)
+@click.option("--resolutions", default="64", show_default=True, help="Sizes at which its cost is shown.")
+@click.option("--channels", default="512", show_default=True, help="Channels of the input.")
+@click.option("--batch", default="1", show_default=True, help="Batch sizes.")
+@click.option("--dtypes", default="float32", show_default=True, help="float32, bfloat16, float16, float64.")
 @click.option("--bibtex", is_flag=True, help="Print the BibTeX entry of the block's paper alone.")
+@click.option("--json", "as_json", is_flag=True, help="Print what is known as JSON.")
 @plugin_option
-def blocks_command(name: str | None, bibtex: bool, plugins: tuple[Path, ...]) -> int:
-    """List the blocks, or show one in detail."""
+def blocks_command(
+    *, name: str | None, bibtex: bool, as_json: bool, plugins: tuple[Path, ...], **axes: str
+) -> int:
+    """List the blocks, or show one in detail: its formula, options, paper, MACs and memory.
+
+    NAME is a block's name, or a spec such as 'ham-nmf[rank=32]'.
+    """
+    prepare_torch()
     import blocks
-    from ctxbench import console
+    from ctxbench import catalogue, console
 
     load_plugins(plugins)
-    if bibtex and name is None:
-        raise UsageError("--bibtex needs the name of a block: ctxbench blocks NAME --bibtex")
     if name is None:
-        console.list_blocks()
+        if bibtex:
+            raise UsageError("--bibtex needs the name of a block: ctxbench blocks NAME --bibtex")
+        infos = [blocks.info(each) for each in blocks.names()]
+        if as_json:
+            click.echo(json.dumps([catalogue.facts(info) for info in infos], indent=1))
+        else:
+            console.print_tables([catalogue.table(infos)])
         return OK
-    try:
-        info = blocks.info(name)
-    except blocks.UnknownBlockError as error:
-        raise UsageError(str(error)) from None
-    if not bibtex:
-        console.show_block(info)
-    elif info.paper is None:
-        raise UsageError(f"block {name!r} comes from no paper")
+    description = catalogue.describe(name, **axes)
+    if bibtex:
+        if description.info.paper is None:
+            raise UsageError(f"block {name!r} comes from no paper")
+        click.echo(description.info.paper.bibtex)
+    elif as_json:
+        click.echo(json.dumps(description.to_json(), indent=1))
     else:
-        click.echo(info.paper.bibtex)
+        console.show_block(description)
     return OK
 
 
@@ -159,7 +186,13 @@ def blocks_command(name: str | None, bibtex: bool, plugins: tuple[Path, ...]) ->
     type=click.FloatRange(0, min_open=True),
     help="Seconds after which a cell is given up.",
 )
-@executor_option
+@executor_option("slurm")
+@click.option(
+    "--jobs", default=1, show_default=True, type=click.IntRange(1, 1000), help="Slurm jobs at most."
+)
+@click.option(
+    "--slurm", multiple=True, help="A parameter of each job: partition=gpu, timeout_min=600, mem_gb=32."
+)
 @click.option("--shard", help="Do a part of the plan, as 0/2 and 1/2 on two hosts with one folder.")
 @click.option("--baseline", help="The block that ratios refer to (default: the first).")
 @click.option(
@@ -180,6 +213,8 @@ def profile_command(
     budget: float | None,
     timeout: float,
     executor: str,
+    jobs: int,
+    slurm: tuple[str, ...],
     shard: str | None,
     baseline: str | None,
     out: Path | None,
@@ -191,11 +226,16 @@ def profile_command(
 ) -> int:
     """Measure MACs, memory and latency of blocks over a grid of inputs."""
     prepare_torch()
+    from ctxbench.cluster import Submission, parse_parameters
     from ctxbench.spec import share
 
     load_plugins(plugins)
     grid = make_grid(preset, blocks=",".join(specs) if specs else None, **axes)
-    grid = dataclasses.replace(grid, device=choose_device(device), compiled=compiled, estimated=estimate)
+    parameters = parse_parameters(slurm)
+    if slurm and executor != "slurm":
+        raise UsageError("--slurm is for --executor slurm")
+    device = choose_device(device, elsewhere=executor == "slurm")
+    grid = dataclasses.replace(grid, device=device, compiled=compiled, estimated=estimate)
     plan = grid.cells()
     cells = plan if shard is None else share(plan, shard)
     if dry_run:
@@ -211,7 +251,9 @@ def profile_command(
     files = tuple(path.resolve() for path in plugins)
     settings = Settings(threads=threads, budget_s=budget, timeout_s=timeout, plugins=files)
     store = RunStore.create(folder.absolute())
-    records = execute(Run(cells, store, grid.device, settings, WHERE[executor], fresh))
+    whole = [cell.id for cell in plan]
+    run = Run(cells, store, device, settings, WHERE.get(executor, "workers"), fresh, whole)
+    records = execute(Submission(run, jobs, parameters) if executor == "slurm" else run)
     if as_json:
         click.echo(json.dumps([record.model_dump() for record in records], indent=1, allow_nan=False))
     else:
@@ -226,13 +268,21 @@ def profile_command(
     "--out", type=click.Path(path_type=Path), default="report", show_default=True, help="Folder to write."
 )
 @click.option("--baseline", help="The block that ratios refer to (default self-attn, if there is one).")
-def report_command(runs: tuple[Path, ...], out: Path, baseline: str | None) -> int:
-    """Turn runs into a page, Markdown tables and figures."""
-    from ctxbench.report import Report
+@strict_option
+def report_command(runs: tuple[Path, ...], out: Path, baseline: str | None, strict: bool) -> int:
+    """Turn runs into a page, Markdown tables and figures.
 
-    report = Report.of(list(runs), baseline)
+    RUN is the folder of a run, or a JSON file that pytest-benchmark saved.
+    """
+    from ctxbench import benchmarks
+    from ctxbench.report import Report
+    from ctxbench.store import Reading
+
+    files = [path for path in runs if benchmarks.is_benchmark_file(path)]
+    reading = Reading.of([path for path in runs if path not in files])
+    report = Report.of(reading, baseline, [benchmarks.read(path) for path in files])
     click.echo(f"report: {report.write(out)}")
-    return OK
+    return judge(reading, strict)
 
 
 @main.command("compare")
@@ -247,15 +297,24 @@ def report_command(runs: tuple[Path, ...], out: Path, baseline: str | None) -> i
 )
 @click.option("--fail-on", multiple=True, help="Exit with 3 on a change for the worse: METRIC:5%.")
 @click.option("--allow-env-diff", is_flag=True, help="Let --fail-on judge runs of unlike environments.")
+@strict_option
 @click.option("--json", "as_json", is_flag=True, help="Print the comparison as JSON instead of tables.")
 def compare_command(
-    *, base: Path, new: Path, tolerance: float, fail_on: tuple[str, ...], allow_env_diff: bool, as_json: bool
+    *,
+    base: Path,
+    new: Path,
+    tolerance: float,
+    fail_on: tuple[str, ...],
+    allow_env_diff: bool,
+    strict: bool,
+    as_json: bool,
 ) -> int:
     """Compare two runs cell by cell: SAME, FASTER, SLOWER or UNCERTAIN."""
     from ctxbench.compare import compare, parse_threshold
 
     thresholds = [parse_threshold(text) for text in fail_on]
-    compared = compare(read_rows(base), read_rows(new), tolerance / 100)
+    readings = [read_runs(folder) for folder in (base, new)]
+    compared = compare(readings[0].rows, readings[1].rows, tolerance / 100)
     for warning in compared.warnings:
         say(warning, OK)
     if thresholds and compared.differences and not allow_env_diff:
@@ -272,7 +331,7 @@ def compare_command(
     found = compared.regressions(thresholds)
     for regression in found:
         say(regression.text, REGRESSION)
-    return REGRESSION if found else OK
+    return REGRESSION if found else max(judge(reading, strict) for reading in readings)
 
 
 @main.command("export")
@@ -280,12 +339,16 @@ def compare_command(
 @click.option("--format", "form", required=True, type=click.Choice(["csv", "json", "parquet", "latex"]))
 @click.option("--out", type=click.Path(path_type=Path), help="File to write (default: standard output).")
 @click.option("--baseline", help="The block that ratios in LaTeX tables refer to.")
-def export_command(runs: tuple[Path, ...], form: str, out: Path | None, baseline: str | None) -> int:
+@strict_option
+def export_command(
+    runs: tuple[Path, ...], form: str, out: Path | None, baseline: str | None, strict: bool
+) -> int:
     """Write the records of runs as CSV, JSON, Parquet or LaTeX."""
     from ctxbench.export import export
     from ctxbench.store import write_atomically
 
-    text = export([row for run in runs for row in read_rows(run)], form, baseline)
+    reading = read_runs(*runs)
+    text = export(reading.rows, form, baseline)
     content = text.encode() if isinstance(text, str) else text
     if out is None:
         click.get_binary_stream("stdout").write(content)  # type: ignore[operator]
@@ -293,7 +356,7 @@ def export_command(runs: tuple[Path, ...], form: str, out: Path | None, baseline
         write_atomically(out, content)
     else:
         raise UsageError(f"no folder {out.parent}; choose another file with --out")
-    return OK
+    return judge(reading, strict)
 
 
 @main.command("doctor")
@@ -318,21 +381,21 @@ def doctor_command(as_json: bool) -> int:
     "--out", type=click.Path(path_type=Path), default="report", show_default=True, help="Folder to write."
 )
 @click.option("--fresh", is_flag=True, help="Measure again what the folder holds already.")
-@executor_option
+@executor_option()
 def demo_command(out: Path, fresh: bool, executor: str) -> int:
     """Profile a few blocks on this machine and write a report: minutes, no download."""
     prepare_torch()
     from ctxbench.presets import DEMO, DEMO_SHOWN
     from ctxbench.report import Report
     from ctxbench.runner import Run
-    from ctxbench.store import RunStore
+    from ctxbench.store import Reading, RunStore
 
     device, folder = choose_device("auto"), out / "run"
     cells = [cell for grid in DEMO for cell in dataclasses.replace(grid, device=device).cells()]
     store = RunStore.create(folder.absolute())
     records = execute(Run(cells, store, device, where=WHERE[executor], fresh=fresh))
     print_leaderboards([record for record in records if record.height in DEMO_SHOWN], baseline="self-attn")
-    click.echo(f"report: {Report.of([folder]).write(out)}")
+    click.echo(f"report: {Report.of(Reading.of([folder])).write(out)}")
     return exit_code(records)
 
 
@@ -350,14 +413,20 @@ def load_plugins(paths: tuple[Path, ...]) -> None:
         plugins.load(path)
 
 
-def read_rows(folder: Path) -> list[Row]:
-    """The rows of a run's records; files that are none are told on standard error."""
-    from ctxbench.store import RunStore
+def read_runs(*folders: Path) -> Reading:
+    """What runs hold; files that are no records are told on standard error."""
+    from ctxbench.store import Reading
 
-    records, unreadable = RunStore.open(folder).read()
-    for file in unreadable:
+    reading = Reading.of(list(folders))
+    for file in reading.unreadable:
         say(f"left out {file.path}: {file.reason}", OK)
-    return [record.row for record in records]
+    return reading
+
+
+def judge(reading: Reading, strict: bool) -> int:
+    """The exit code of a command that reads runs: what is not whole counts only if asked for."""
+    faults = reading.faults if strict else []
+    return say(f"--strict: {', '.join(faults)}", SOME_FAILED) if faults else OK
 
 
 def make_grid(preset: str | None, **axes: str | None) -> Grid:
@@ -375,13 +444,18 @@ def make_grid(preset: str | None, **axes: str | None) -> Grid:
     return dataclasses.replace(PRESETS[preset], **given)
 
 
-def choose_device(wanted: str) -> str:
+def choose_device(wanted: str, elsewhere: bool = False) -> str:
+    """The kind of device to measure; whether another machine has it, only its user knows."""
     import torch
 
     from ctxbench.spec import DEVICES
 
     if wanted not in ("auto", *DEVICES):
         raise UsageError(f"--device: {wanted!r} is not known; choose from auto, {', '.join(DEVICES)}")
+    if elsewhere and wanted == "auto":
+        raise UsageError("--executor slurm: say with --device cpu or cuda what the nodes have")
+    if elsewhere:
+        return wanted
     if wanted == "cuda" and not torch.cuda.is_available():
         raise UsageError("--device cuda: torch finds no CUDA device here; use --device cpu")
     if wanted != "auto":
@@ -397,7 +471,7 @@ def default_name(cells: list[Cell], threads: int) -> str:
     return f"{readable}-{hashlib.sha256(plan.encode()).hexdigest()[:8]}"
 
 
-def execute(run: Run) -> list[Record]:
+def execute(run: Run | Submission) -> list[Record]:
     from ctxbench.console import LiveReporter
 
     try:

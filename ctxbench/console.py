@@ -22,10 +22,10 @@ from rich.text import Text
 
 from ctxbench.monitor import Reporter
 from ctxbench.record import FAILED, Record
-from ctxbench.tables import Column, Table, printable
+from ctxbench.tables import Table, printable
 
 if TYPE_CHECKING:
-    import blocks
+    from ctxbench.catalogue import Description
 
 REDRAW_S = 0.2
 MAX_TEXT = 300
@@ -140,26 +140,9 @@ def rich_table(table: Table[Any]) -> RichTable:
     return shown
 
 
-def list_blocks() -> None:
-    """Print the catalogue."""
-    import blocks
-
-    columns = [
-        Column[blocks.BlockInfo]("block", lambda info: info.name, numeric=False),
-        Column[blocks.BlockInfo]("family", lambda info: info.family, numeric=False),
-        Column[blocks.BlockInfo]("complexity", lambda info: info.complexity, numeric=False),
-        Column[blocks.BlockInfo]("what it does", lambda info: info.summary, numeric=False),
-    ]
-    infos = [blocks.info(name) for name in blocks.names()]
-    make_console().print(rich_table(Table(f"{len(infos)} blocks", columns, infos)))
-
-
-def show_block(info: blocks.BlockInfo) -> None:
-    """Print what is known of one block: facts, options, and what its docstrings say."""
-    import inspect
-
-    import blocks
-
+def show_block(description: Description) -> None:
+    """Print what is known of one block: facts, options, costs, and what its docstrings say."""
+    info = description.info
     facts = [
         ("what it does", info.summary),
         ("family", info.family),
@@ -174,9 +157,10 @@ def show_block(info: blocks.BlockInfo) -> None:
     options = [(f"{option.name}={option.default}", option.kind) for option in info.options.values()]
     print_pairs(f"{info.name}: {info.title}", facts)
     print_pairs("\noptions" if options else "\nno options", options)
-    for owner in info.cls.__mro__:
-        if issubclass(owner, blocks.ContextBlock) and owner is not blocks.ContextBlock and owner.__doc__:
-            make_console().print(Text(f"\n{inspect.cleandoc(owner.__doc__)}"))
+    for text in description.explanations:
+        make_console().print(Text(f"\n{text}"))
+    make_console().print()
+    print_tables([description.costs_table()])
 
 
 def print_pairs(title: str, pairs: list[tuple[str, str]]) -> None:

@@ -1,6 +1,9 @@
 """Mistakes told in one line."""
 
+import re
+
 MAX_LENGTH = 10_000
+PLACE = re.compile(r"\[enforce fail at [^\]]*\] [^.]*\. ")  # PyTorch's source line, before what it says
 # What a block or a plug-in may raise: everything but the user's own interrupt.
 RAISED = (Exception, SystemExit)
 
@@ -24,4 +27,4 @@ def first_line(error: BaseException) -> str:
     except Exception:  # an error of the user's own may fail even at this
         text = ""
     lines = text.encode(errors="replace").decode().strip().splitlines()
-    return lines[0].strip()[:MAX_LENGTH] if lines else type(error).__name__
+    return PLACE.sub("", lines[0].strip(), count=1)[:MAX_LENGTH] if lines else type(error).__name__

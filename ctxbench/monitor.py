@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from ctxbench.cost import Cost
     from ctxbench.record import Record
     from ctxbench.spec import Cell
 
@@ -20,6 +21,9 @@ class Monitor:
 
     def taking(self, cell: Cell | None) -> None:
         """From now on the time, and any misfortune, is this cell's; None: nobody's."""
+
+    def estimated(self, cell: Cell, cost: Cost) -> None:
+        """The cost of a cell that is going to be measured."""
 
     def needing(self, count: int) -> None:
         """The cells to come need at most so many bytes."""

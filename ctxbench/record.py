@@ -96,6 +96,7 @@ class Record(BaseModel):
     latency_samples_json: LongText | None = None
     latency_cpu_samples_json: LongText | None = None
     reference_ms_median: Amount | None = None
+    reference_gflops: Amount | None = None
     calls_s: Amount | None = None
     rounds_id: Digest | None = None
     sdpa_backend: Text | None = None

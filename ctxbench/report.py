@@ -9,10 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ctxbench.benchmarks import Benchmarks
+from ctxbench.benchmarks import tables as benchmark_tables
 from ctxbench.errors import UsageError
 from ctxbench.published import compare_profile
 from ctxbench.record import Row
-from ctxbench.store import RunStore, Unreadable, to_frame, write_atomically
+from ctxbench.repeatability import repeatability_table
+from ctxbench.store import Reading, Unreadable, to_frame, write_atomically
 from ctxbench.tables import Table, escape_markdown, leaderboards, markdown, printable, published_table
 
 DEFAULT_BASELINE = "self-attn"
@@ -34,21 +37,21 @@ class Report:
 
     rows: list[Row]
     unreadable: list[Unreadable]
+    missing: int
     tables: list[Table[Any]]
 
     @classmethod
-    def of(cls, folders: list[Path], baseline: str | None = None) -> Report:
-        """Read runs and work out their tables.
+    def of(
+        cls, reading: Reading, baseline: str | None = None, benchmarks: list[Benchmarks] | None = None
+    ) -> Report:
+        """Work out the tables of what was read, and of files that pytest-benchmark saved.
 
         Raises:
-            UsageError: for a folder that holds no run, and a baseline that no record has.
+            UsageError: for a baseline that no record has.
         """
-        stores = [RunStore.open(folder) for folder in folders]
-        loaded = [store.read() for store in {store.folder.resolve(): store for store in stores}.values()]
-        records = {(it.cell_id, it.env_hash, it.created_utc): it for found, _ in loaded for it in found}
-        rows = [record.row for record in records.values()]
-        unreadable = [file for _, files in loaded for file in files]
-        return cls(rows, unreadable, tables_of(rows, baseline))
+        rows = reading.rows
+        tables = tables_of(rows, baseline) + benchmark_tables(benchmarks or [])
+        return cls(rows, reading.unreadable, reading.missing, tables)
 
     def write(self, out: Path) -> Path:
         """Write `index.html`, `report.md` and `figures/`; returns the page's path.
@@ -123,12 +126,17 @@ class Report:
 
     def counts(self) -> str:
         if not self.rows:
-            return "no records: this run is empty"
+            return (
+                f"no records of {self.missing} planned cells"
+                if self.missing
+                else "no records: this run is empty"
+            )
         by_status = Counter(row["status"] for row in self.rows)
         counted = ", ".join(f"{count} {status}" for status, count in sorted(by_status.items()))
         days = sorted(row["created_utc"][:10] for row in self.rows)
         when = " to ".join(dict.fromkeys([days[0], days[-1]]))
-        return f"{len(self.rows)} cells ({counted}), {when}"
+        planned = f" of {len(self.rows) + self.missing} planned" if self.missing else ""
+        return f"{len(self.rows)}{planned} cells ({counted}), {when}"
 
 
 @dataclass(frozen=True)
@@ -141,7 +149,7 @@ class Illustration:
 
 
 def tables_of(rows: list[Row], baseline: str | None = None) -> list[Table[Any]]:
-    """Published beside measured first, if there is any, then the leaderboards.
+    """Published beside measured first, if there is any, then the leaderboards, then repetitions.
 
     Raises:
         UsageError: for a baseline that no row has.
@@ -155,7 +163,8 @@ def tables_of(rows: list[Row], baseline: str | None = None) -> list[Table[Any]]:
         baseline = DEFAULT_BASELINE
     compared = compare_profile(rows)
     head: list[Table[Any]] = [published_table(compared)] if compared else []
-    return head + leaderboards(rows, baseline)
+    repeated = repeatability_table(rows)
+    return [*head, *leaderboards(rows, baseline), *([repeated] if repeated else [])]
 
 
 def inline_svg(svg: str, name: str, caption: str) -> Any:

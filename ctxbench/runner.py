@@ -29,6 +29,7 @@ class Run:
 
     Attributes:
         cells: what is to be measured here.
+        plan: the ids of all cells of the run, where others measure a part of it; None: those of `cells`.
         device: "cpu" or "cuda".
         where: in processes of their own ("workers"), or in this one ("inline"), where a cell that
             hangs or crashes takes the run with it.
@@ -41,6 +42,12 @@ class Run:
     settings: Settings = field(default_factory=Settings)
     where: Where = "workers"
     fresh: bool = False
+    plan: list[str] | None = None
+
+    @property
+    def planned(self) -> list[str]:
+        """The ids of all cells of the run, here or elsewhere."""
+        return [cell.id for cell in self.cells] if self.plan is None else self.plan
 
     def execute(self, reporter: Reporter | None = None) -> list[Record]:
         """Carry out what has no record yet; returns the records of all cells, in their order.
@@ -59,6 +66,7 @@ class Run:
         missing = [cell for cell in self.cells if cell.id not in known]
         reporter.started(len(self.cells), list(known.values()))
         if missing:
+            self.store.write_plan(self.planned)
             self.store.write_run(
                 {
                     "command": environment.command_line(),

@@ -58,6 +58,7 @@ def settle(cells: list[Cell], settings: Settings, monitor: Monitor) -> Iterator[
             yield Settled(cell, cost, verdict)
         else:
             costs[cell] = cost
+            monitor.estimated(cell, cost)
     monitor.taking(None)
     if costs:
         members = list(costs)

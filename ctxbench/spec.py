@@ -154,8 +154,12 @@ def share(cells: list[Cell], text: str) -> list[Cell]:
     if not match or not int(match[1]) < int(match[2]):
         raise UsageError(f"--shard: {text!r} is no shard; write 0/2 and 1/2 for two")
     number, count = int(match[1]), int(match[2])
-    groups = [list(members) for _, members in itertools.groupby(cells, key=lambda cell: cell.group)]
-    return [cell for members in groups[number::count] for cell in members]
+    return [cell for members in groups(cells)[number::count] for cell in members]
+
+
+def groups(cells: list[Cell]) -> list[list[Cell]]:
+    """What is timed together: cells that differ in the block alone."""
+    return [list(members) for _, members in itertools.groupby(cells, key=lambda cell: cell.group)]
 
 
 def parse_blocks(text: str) -> list[BlockSpec]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import re
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ctxbench.errors import UsageError, WriteError, first_line
-from ctxbench.record import Record, Row
+from ctxbench.record import FAILED, Record, Row
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -40,7 +41,7 @@ class Unreadable:
 
 
 class RunStore:
-    """The folder of one run: `records/<cell id>.json` and `run.json`.
+    """The folder of one run: `records/<cell id>.json`, `plans/<hash>.json` and `run.json`.
 
     Several processes may write to it: a record is complete or absent, and the last one wins.
     """
@@ -48,6 +49,7 @@ class RunStore:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.records = folder / "records"
+        self.plans = folder / "plans"
 
     @classmethod
     def create(cls, folder: Path) -> RunStore:
@@ -58,10 +60,11 @@ class RunStore:
         """
         store = cls(folder)
         try:
-            store.records.mkdir(parents=True, exist_ok=True)
-            for path in store.records.iterdir():
-                if _is_stale(path):
-                    path.unlink(missing_ok=True)
+            for part in (store.records, store.plans):
+                part.mkdir(parents=True, exist_ok=True)
+                for path in part.iterdir():
+                    if _is_stale(path):
+                        path.unlink(missing_ok=True)
         except FileExistsError as error:
             raise UsageError(f"{error.filename} is a file; choose another folder with --out") from None
         except OSError as error:
@@ -95,6 +98,13 @@ class RunStore:
     def write(self, record: Record) -> None:
         write_atomically(self.records / f"{record.cell_id}.json", record.to_json())
 
+    def load(self, cell_id: str) -> Record | None:
+        """The record of one cell; None if there is none, or none that can be read."""
+        try:
+            return _read_record(self.records / f"{cell_id}.json")
+        except (OSError, ValueError, RecursionError):
+            return None
+
     def write_run(self, about: dict[str, Any]) -> None:
         """Add to `run.json` what concerns a whole command: its words and the machine."""
         path = self.folder / "run.json"
@@ -104,6 +114,25 @@ class RunStore:
             history = []
         history = [*history, about] if isinstance(history, list) else [about]
         write_atomically(path, json.dumps(history, indent=1, sort_keys=True) + "\n")
+
+    def write_plan(self, cells: list[str]) -> None:
+        """Note which cells are to be measured, so that a reader knows what is missing.
+
+        Each plan has a file of its own, named after what it holds: several writers cannot clash.
+        """
+        text = json.dumps(sorted(cells)) + "\n"
+        path = self.plans / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
+        if not path.exists():
+            write_atomically(path, text)
+
+    def planned(self) -> set[str]:
+        """The ids of all cells that were ever planned here; a plan that cannot be read counts as none."""
+        found: set[str] = set()
+        with contextlib.suppress(OSError):
+            for path in self.plans.glob("*.json"):
+                with contextlib.suppress(OSError, ValueError, TypeError):
+                    found.update(str(cell) for cell in json.loads(path.read_text(encoding="utf-8")))
+        return found
 
     def read(self) -> tuple[list[Record], list[Unreadable]]:
         """All records, by file name, and the files that are none.
@@ -122,6 +151,53 @@ class RunStore:
             except (OSError, ValueError, RecursionError) as error:
                 unreadable.append(Unreadable(path, _reason(error)))
         return records, unreadable
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What the folders of runs hold.
+
+    Attributes:
+        records: each once, even if a folder is named twice.
+        unreadable: files that are no records.
+        missing: how many cells were planned and have no record.
+    """
+
+    records: list[Record]
+    unreadable: list[Unreadable]
+    missing: int
+
+    @classmethod
+    def of(cls, folders: list[Path]) -> Reading:
+        """Read the folders of runs.
+
+        Raises:
+            UsageError: for a folder that holds no run.
+        """
+        stores = [RunStore.open(folder) for folder in folders]
+        records: dict[tuple[str, ...], Record] = {}
+        unreadable, missing = [], 0
+        for store in {store.folder.resolve(): store for store in stores}.values():
+            found, damaged = store.read()
+            records |= {(it.cell_id, it.env_hash, it.created_utc, it.run_id): it for it in found}
+            unreadable += damaged
+            missing += len(store.planned() - {it.cell_id for it in found})
+        return cls(list(records.values()), unreadable, missing)
+
+    @property
+    def rows(self) -> list[Row]:
+        return [record.row for record in self.records]
+
+    @property
+    def faults(self) -> list[str]:
+        """What keeps this from being whole: unreadable files, missing cells, failed cells."""
+        failed = sum(record.status in FAILED for record in self.records)
+        counts = (
+            (len(self.unreadable), "unreadable file(s)"),
+            (self.missing, "planned cell(s) without a record"),
+            (failed, "failed cell(s)"),
+        )
+        return [f"{count} {what}" for count, what in counts if count]
 
 
 def to_frame(rows: list[Row]) -> pd.DataFrame:

@@ -223,12 +223,13 @@ class Subject:
             "latency_cpu_ms_median": cpu,
             "latency_ref_ratio": own / reference.ms,
             "reference_ms_median": reference.ms,
+            "reference_gflops": reference.gflops,
             "iterations": len(self.samples),
             "converged": self.converged,
             "first_call_ms": self.first_call_ms,
             "images_per_s": 1000 * self.cell.batch / wall.value if wall.value else None,
-            "latency_samples_json": json.dumps([round(sample.wall_ms, 4) for sample in self.samples]),
-            "latency_cpu_samples_json": json.dumps([round(sample.cpu_ms, 4) for sample in self.samples]),
+            "latency_samples_json": json.dumps([round(sample.wall_ms, 6) for sample in self.samples]),
+            "latency_cpu_samples_json": json.dumps([round(sample.cpu_ms, 6) for sample in self.samples]),
             "sdpa_backend": ", ".join(sorted(self.attention_kernels)) or None,
             "clock_mhz": frequency_mhz(self.cell.device),
             "load_average": environment.load_average(),
@@ -280,8 +281,8 @@ class Reference:
     """A square matrix product: the machine's own measure of speed, in the same rounds."""
 
     def __init__(self, like: Tensor) -> None:
-        side = REFERENCE_SIDE[like.device.type]
-        a, b = torch.randn(2, side, side).to(like.device, like.dtype)
+        self.side = REFERENCE_SIDE[like.device.type]
+        a, b = torch.randn(2, self.side, self.side).to(like.device, like.dtype)
         self.product = lambda: torch.mm(a, b)
         self.on_cuda = like.is_cuda
         self.clock = cuda_clock(like.get_device()) if like.is_cuda else cpu_clock
@@ -301,3 +302,8 @@ class Reference:
     def ms(self) -> float:
         """Median milliseconds: between events on CUDA, of CPU time on a CPU."""
         return median([sample.wall_ms if self.on_cuda else sample.cpu_ms for sample in self.samples]).value
+
+    @property
+    def gflops(self) -> float | None:
+        """Billions of floating-point operations a second; None where the clock saw nothing."""
+        return 2 * self.side**3 / self.ms / 1e6 if self.ms else None

@@ -14,6 +14,7 @@ from ctxbench.record import FAILED, METRICS, Row
 
 MISSING = "–"
 FVCORE_TOLERANCE = 0.01
+PREEMPTED = 0.9  # of the wall time: a single thread that got less of the CPU had to wait for others
 GROUP = ("batch", "channels", "height", "width", "dtype", "mode", "compiled", "estimated")
 ORDER = ("batch", "channels", "dtype", "compiled", "mode", "device_name", "env_hash", "spec", "cell_id")
 R = TypeVar("R")
@@ -94,9 +95,18 @@ def flags(row: Row) -> str:
         found.append(f"{row['status']}: {row['reason']}" if row["reason"] else row["status"])
     if row["converged"] is False:
         found.append("not converged")
+    if preempted(row):
+        found.append("preempted")
     if row["status"] == "ok" and row["macs_counted"] != row["macs_formula"]:
         found.append(f"closed form says {number(row['macs_formula'] / 1e9)} G")
     return "; ".join(found)
+
+
+def preempted(row: Row) -> bool:
+    """Whether other processes took the CPU away from a single thread."""
+    wall, cpu = row["latency_ms_median"], row["latency_cpu_ms_median"]
+    alone = row["device_type"] == "cpu" and row["threads"] == 1
+    return bool(alone and wall and cpu is not None and cpu < PREEMPTED * wall)
 
 
 def fvcore_excess(row: Row) -> float:
@@ -123,9 +133,13 @@ def leaderboards(rows: list[Row], baseline: str | None = None) -> list[Table[Row
     """
     groups: dict[tuple[Any, ...], list[Row]] = {}
     for row in sorted(rows, key=lambda row: (row["pixels"], *(str(row[name]) for name in ORDER))):
-        key = (*(row[name] for name in GROUP), None if row["estimated"] else row["env_hash"])
-        groups.setdefault(key, []).append(row)
+        groups.setdefault(leaderboard_key(row), []).append(row)
     return [leaderboard(members, baseline) for members in groups.values()]
+
+
+def leaderboard_key(row: Row) -> tuple[Any, ...]:
+    """What the rows of one table share."""
+    return (*(row[name] for name in GROUP), None if row["estimated"] else row["env_hash"])
 
 
 def leaderboard(rows: list[Row], baseline: str | None) -> Table[Row]:
@@ -165,8 +179,14 @@ def columns_for(rows: list[Row], baseline: str | None, cost: str) -> list[Column
         columns += [
             Column(METRICS["latency_ms_median"].title, latency),
             metric_column("latency_cpu_ms_median"),
-            Column("/ matmul", lambda row: number(row["latency_ref_ratio"])),
+            metric_column("latency_ref_ratio"),
         ]
+    if measured(rows, "latency_graph_ms_median"):
+        columns.append(metric_column("latency_graph_ms_median"))
+    if any(row["compiled"] for row in rows) and measured(rows, "first_call_ms"):
+        columns.append(metric_column("first_call_ms"))
+    if measured(rows, "sdpa_backend"):
+        columns.append(Column("attention kernel", lambda row: row["sdpa_backend"] or MISSING, numeric=False))
     if measured(rows, "ratio"):
         columns.append(Column(f"{METRICS[cost].label} / {baseline}", times))
     if any(map(flags, rows)):
@@ -200,7 +220,7 @@ def machine(row: Row) -> str:
 
 
 def notes_on(rows: list[Row]) -> list[str]:
-    """Whether the MACs were confirmed, and why fvcore's count is off where it is."""
+    """Whether the MACs were confirmed, why fvcore's count is off, and how the times were taken."""
     notes = []
     counted = [row for row in rows if row["macs_counted"] is not None]
     if counted and all(row["macs_counted"] == row["macs_formula"] for row in counted):
@@ -211,6 +231,23 @@ def notes_on(rows: list[Row]) -> list[str]:
         elif fvcore_excess(row) < -FVCORE_TOLERANCE:
             missed = ", ".join(json.loads(row["fvcore_missed_json"] or "{}"))
             notes.append(f"fvcore on {row['spec']} is below: it does not know {missed or 'what is missing'}.")
+    return [*dict.fromkeys(notes), *notes_on_times(rows)]
+
+
+def notes_on_times(rows: list[Row]) -> list[str]:
+    """How fast the machine was by its own measure, and which rows were not timed side by side."""
+    notes = []
+    if speeds := [row["reference_gflops"] for row in rows if row["reference_gflops"] is not None]:
+        ends = dict.fromkeys(number(speed, 3) for speed in (min(speeds), max(speeds)))
+        notes.append(f"The reference matrix product ran at {' to '.join(ends)} GFLOP/s.")
+    for run in dict.fromkeys(row["run_id"] for row in rows):
+        timed = [row for row in rows if row["run_id"] == run and row["rounds_id"] is not None]
+        together = [
+            ", ".join(row["spec"] for row in timed if row["rounds_id"] == rounds)
+            for rounds in dict.fromkeys(row["rounds_id"] for row in timed)
+        ]
+        if len(together) > 1:
+            notes.append(f"Timed apart, in rounds of their own: {'; '.join(together)}.")
     return notes
 
 

@@ -90,6 +90,7 @@ class Worker:
         processes = context()
         self.cells, self.timeout_s = cells, settings.timeout_s
         self.pending = dict(enumerate(cells))
+        self.costs: dict[int, Cost] = {}
         self.hand = processes.RawArray("d", [NOBODY, math.inf])  # number of a cell, and since when
         self.overdue_s: float | None = None
         self.connection, sending = processes.Pipe(duplex=False)
@@ -113,6 +114,8 @@ class Worker:
                 message = self.connection.recv()
                 if isinstance(message, Told):
                     getattr(monitor, message.how)(message.text)
+                elif isinstance(message, Estimated):
+                    self.costs[message.number] = message.cost
                 else:
                     yield Settled(self.pending.pop(message.number), message.cost, message.outcome)
         except (EOFError, OSError):  # it has ended, perhaps in the middle of a message
@@ -138,12 +141,13 @@ class Worker:
         if not self.pending:
             return [], []
         number = int(self.hand[0])
-        suspect = self.pending.pop(number if number in self.pending else next(iter(self.pending)))
+        number = number if number in self.pending else next(iter(self.pending))
+        suspect, cost = self.pending.pop(number), self.costs.get(number)
         others = [list(self.pending.values())] if self.pending else []
         if self.overdue_s is not None:
-            return [Settled(suspect, None, overdue(self.timeout_s, self.overdue_s))], others
+            return [Settled(suspect, cost, overdue(self.timeout_s, self.overdue_s))], others
         if len(self.cells) == 1:
-            return [Settled(suspect, None, Outcome("crashed", {"reason": self.last_words()}))], others
+            return [Settled(suspect, cost, Outcome("crashed", {"reason": self.last_words()}))], others
         return [], [[suspect], *others]
 
     def last_words(self) -> str:
@@ -174,6 +178,14 @@ class Told:
 
     how: str
     text: str
+
+
+@dataclass(frozen=True)
+class Estimated:
+    """The cost of the cell with this number, should it not survive its measurement."""
+
+    number: int
+    cost: Cost
 
 
 @dataclass(frozen=True)
@@ -235,6 +247,9 @@ class Teller(Monitor):
         self.hand[1] = math.inf  # never another cell's number with this one's time
         self.hand[0] = self.number
         self.hand[1] = now - (0.0 if cell is None else self.spent[self.number])
+
+    def estimated(self, cell: Cell, cost: Cost) -> None:
+        self.sending.send(Estimated(self.numbers[cell], cost))
 
     def needing(self, count: int) -> None:
         limit_memory(int(SLACK_FACTOR * count) + SLACK_BYTES)

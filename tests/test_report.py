@@ -22,7 +22,7 @@ from ctxbench.presets import PRESETS
 from ctxbench.record import Record
 from ctxbench.report import Report, tables_of
 from ctxbench.runner import cost_columns
-from ctxbench.store import RunStore
+from ctxbench.store import Reading, RunStore
 from tests.factories import IDENTITY, failed_record, make_record
 
 HOSTILE = [
@@ -91,7 +91,7 @@ def measured(spec: str, side: int, **fields: Any) -> Record:
 
 def page_of(folder: Path) -> Page:
     """The page on a run, written beside it."""
-    return Page(Report.of([folder]).write(folder.parent / "report").read_text(encoding="utf-8"))
+    return Page(Report.of(Reading.of([folder])).write(folder.parent / "report").read_text(encoding="utf-8"))
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +104,7 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
         records.append(failed_record("error", f"{text}\tand a tab", spec="broken", block=text, family=text))
     run = write_run(folder / "run", records)
     (run / "records" / "<script>alert(2)<br>.json").write_text("{", encoding="utf-8")
-    Report.of([run]).write(folder / "report")
+    Report.of(Reading.of([run])).write(folder / "report")
     return folder / "report"
 
 
@@ -204,7 +204,7 @@ def test_a_record_that_contradicts_itself_does_not_keep_the_report_from_the_othe
     run = write_run(tmp_path / "run", [measured("self-attn", 8)])
     odd = measured("odd", 8, cell_id="f" * 16)
     (run / "records" / f"{odd.cell_id}.json").write_text(json.dumps(odd.model_dump() | change))
-    report = Report.of([run])
+    report = Report.of(Reading.of([run]))
     assert "self-attn" in Page(report.html(report.write_figures(tmp_path))).cells
 
 
@@ -267,7 +267,7 @@ def test_every_figure_is_written_as_png_and_svg_and_named_in_the_markdown(out: P
 
 
 def test_the_same_records_give_the_same_bytes(folder: Path, out: Path, tmp_path: Path) -> None:
-    Report.of([folder]).write(tmp_path)
+    Report.of(Reading.of([folder])).write(tmp_path)
     files = {path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file()}
     assert len(files) > 4
     for file in sorted(files):
@@ -290,7 +290,7 @@ def test_a_run_in_which_everything_failed_has_tables_and_no_figures(tmp_path: Pa
 
 def test_several_runs_make_one_report_and_one_named_twice_counts_once(folder: Path, tmp_path: Path) -> None:
     other = write_run(tmp_path / "other", [measured("other", 8, env_hash="ba9876543210", torch="99.0")])
-    report = Report.of([folder, other, folder])
+    report = Report.of(Reading.of([folder, other, folder]))
     assert len(report.rows) == 6
     assert sum("torch" in line for line in report.summary) == 2, "one line per environment"
 
@@ -300,17 +300,18 @@ def test_several_runs_make_one_report_and_one_named_twice_counts_once(folder: Pa
 
 def test_ratios_refer_to_self_attention_unless_another_block_is_named(folder: Path) -> None:
     assert all(
-        any(title.endswith(" / self-attn") for title in table.header) for table in Report.of([folder]).tables
+        any(title.endswith(" / self-attn") for title in table.header)
+        for table in Report.of(Reading.of([folder])).tables
     )
     assert all(
         any(title.endswith(" / mine") for title in table.header)
-        for table in Report.of([folder], "mine").tables
+        for table in Report.of(Reading.of([folder]), "mine").tables
     )
 
 
 def test_a_baseline_that_no_record_has_is_answered_with_those_there_are(folder: Path) -> None:
     with pytest.raises(UsageError, match=r"no record of 'nine' .* there are: .*mine"):
-        Report.of([folder], "nine")
+        Report.of(Reading.of([folder]), "nine")
 
 
 # Mistakes
@@ -318,13 +319,13 @@ def test_a_baseline_that_no_record_has_is_answered_with_those_there_are(folder: 
 
 def test_a_folder_without_a_run_is_the_users_mistake(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="holds no run"):
-        Report.of([tmp_path])
+        Report.of(Reading.of([tmp_path]))
 
 
 def test_a_file_in_the_reports_place_is_the_users_mistake(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     with pytest.raises(UsageError, match="cannot write") as error:
-        Report.of([folder]).write(tmp_path / "file")
+        Report.of(Reading.of([folder])).write(tmp_path / "file")
     assert "\n" not in str(error.value)
     assert (tmp_path / "file").read_text() == "mine"
 
@@ -380,4 +381,4 @@ def test_every_number_that_differs_is_explained(paper_rows: list[dict[str, Any]]
 
 
 def test_other_inputs_have_no_published_table(folder: Path) -> None:
-    assert "Published" not in Report.of([folder]).tables[0].title
+    assert "Published" not in Report.of(Reading.of([folder])).tables[0].title

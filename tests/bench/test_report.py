@@ -8,19 +8,20 @@ import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from ctxbench.report import Report
+from ctxbench.store import Reading
 from tests.bench.records import write_quickly
 
 NUMBERS = (100, 1000)
 
 
 def build(folder: Path) -> Path:
-    return Report.of([folder]).write(folder / "report")
+    return Report.of(Reading.of([folder])).write(folder / "report")
 
 
 @pytest.mark.parametrize("number", NUMBERS)
 def test_tables(benchmark: BenchmarkFixture, tmp_path: Path, number: int) -> None:
     folder = write_quickly(tmp_path, number).folder
-    report = benchmark.pedantic(Report.of, ([folder],), rounds=3)
+    report = benchmark.pedantic(lambda: Report.of(Reading.of([folder])), rounds=3)
     assert len(report.rows) == number
 
 

@@ -1,0 +1,119 @@
+"""What is known of the blocks without running them: facts, options, and what they cost at a shape."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import blocks
+from ctxbench.cost import estimate
+from ctxbench.errors import RAISED, UsageError
+from ctxbench.settle import cannot_run, disagreement
+from ctxbench.spec import BlockSpec, Cell, Grid, parse_blocks
+from ctxbench.tables import MISSING, Column, Table, metric_column, shape
+
+COSTS = ("params", "macs", "macs_backward", "memory_predicted_bytes")
+
+
+@dataclass(frozen=True)
+class Description:
+    """One block with its options, and what it costs.
+
+    Attributes:
+        costs: per shape, dtype and mode: the columns of `columns_of`.
+    """
+
+    spec: BlockSpec
+    info: blocks.BlockInfo
+    costs: list[dict[str, Any]]
+
+    @property
+    def explanations(self) -> list[str]:
+        """What the docstrings of the block's classes say."""
+        classes = [it for it in self.info.cls.__mro__ if issubclass(it, blocks.ContextBlock)]
+        own = [it for it in classes if it is not blocks.ContextBlock]
+        return [inspect.cleandoc(it.__doc__) for it in own if it.__doc__]
+
+    def costs_table(self) -> Table[dict[str, Any]]:
+        """The costs, in the units that tables show."""
+        columns = [
+            Column[dict[str, Any]]("input", shape, numeric=False),
+            Column("mode", lambda row: row["mode"], numeric=False),
+            Column("dtype", lambda row: row["dtype"], numeric=False),
+            *map(metric_column, COSTS),
+        ]
+        if any(row["reason"] for row in self.costs):
+            columns.append(Column("flags", lambda row: row["reason"] or "", numeric=False))
+        notes = [
+            f"Nothing was run. MACs of one forward; peak memory with the parameters, without the input; "
+            f"{MISSING}: does not apply. Another shape: --resolutions, --channels, --batch, --dtypes."
+        ]
+        return Table(f"cost of {self.spec.label}", columns, self.costs, notes)
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it as plain data; memory is in bytes."""
+        chosen = {"spec": self.spec.label, "chosen": dict(self.spec.options)}
+        return facts(self.info) | chosen | {"costs": self.costs}
+
+
+def describe(text: str, **axes: Any) -> Description:
+    """The one block that a spec selects; `axes` are those of `Grid`.
+
+    Raises:
+        UsageError: for what selects no block or several, and for axes that cannot be read.
+    """
+    specs = parse_blocks(text)
+    if len(specs) > 1:
+        raise UsageError(f"{text!r} selects {len(specs)} blocks; name one")
+    cells = Grid(blocks=specs[0].label, modes="infer,train", estimated=True, **axes).cells()
+    return Description(specs[0], blocks.info(specs[0].name), [columns_of(cell) for cell in cells])
+
+
+def columns_of(cell: Cell) -> dict[str, Any]:
+    """A cell's shape, dtype and mode with its cost; `reason` says what is wrong with that, or is None."""
+    row: dict[str, Any] = {
+        "batch": cell.batch,
+        "channels": cell.channels,
+        "height": cell.height,
+        "width": cell.width,
+        "dtype": cell.dtype,
+        "mode": cell.mode,
+    }
+    try:
+        cost = estimate(cell)
+    except RAISED as error:
+        return row | dict.fromkeys(COSTS) | {"reason": cannot_run(error, 0.0).columns["reason"]}
+    verdict = disagreement(cost)
+    return row | {
+        "params": cost.params,
+        "macs": cost.macs_counted,
+        "macs_backward": cost.macs_backward,
+        "memory_predicted_bytes": cost.memory_bytes,
+        "reason": verdict.columns["reason"] if verdict else None,
+    }
+
+
+def facts(info: blocks.BlockInfo) -> dict[str, Any]:
+    """A block's facts as plain data."""
+    return {
+        "name": info.name,
+        "title": info.title,
+        "family": info.family,
+        "summary": info.summary,
+        "complexity": info.complexity,
+        "formula": info.formula,
+        "options": {it.name: {"default": it.default, "kind": it.kind} for it in info.options.values()},
+        "paper": asdict(info.paper) if info.paper else None,
+    }
+
+
+def table(infos: list[blocks.BlockInfo]) -> Table[blocks.BlockInfo]:
+    """The catalogue."""
+    columns = [
+        Column[blocks.BlockInfo]("block", lambda info: info.name, numeric=False),
+        Column[blocks.BlockInfo]("family", lambda info: info.family, numeric=False),
+        Column[blocks.BlockInfo]("complexity", lambda info: info.complexity, numeric=False),
+        Column[blocks.BlockInfo]("what it does", lambda info: info.summary, numeric=False),
+    ]
+    return Table(f"{len(infos)} blocks", columns, infos)

@@ -1,0 +1,81 @@
+"""How far several runs of the same cells are apart: what a latency of one run is worth."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from statistics import median
+
+from ctxbench.record import Row
+from ctxbench.tables import Column, Table, group_title, leaderboard_key, number
+
+REPEATABLE = 0.10  # the spread up to which a cell counts as repeatable
+METRIC = "latency_ref_ratio"
+
+
+@dataclass(frozen=True)
+class Repetition:
+    """One cell in several runs of one environment."""
+
+    row: Row
+    runs: int
+    ratio_spread: float
+    wall_spread: float
+
+
+Group = list[Repetition]
+
+
+def spread(values: list[float]) -> float:
+    """(largest - smallest) / median; infinite where the median is 0 and the rest is not."""
+    middle, width = median(values), max(values) - min(values)
+    return width / middle if middle else float("inf") if width else 0.0
+
+
+def repetitions(rows: list[Row]) -> list[Repetition]:
+    """Cells that were timed in several runs of one environment, those of the largest spread first."""
+    same: dict[tuple[str, str], dict[str, Row]] = {}
+    for row in sorted(rows, key=lambda row: row["created_utc"]):
+        if row[METRIC] is not None and row["latency_ms_median"] is not None:
+            same.setdefault((row["cell_id"], row["env_hash"]), {})[row["run_id"]] = row
+    found = []
+    for runs in same.values():
+        members = list(runs.values())
+        if len(members) > 1:
+            ratios, walls = ([row[name] for row in members] for name in (METRIC, "latency_ms_median"))
+            found.append(Repetition(members[0], len(members), spread(ratios), spread(walls)))
+    return sorted(found, key=lambda it: (-it.ratio_spread, it.row["spec"], it.row["cell_id"]))
+
+
+def repeatability_table(rows: list[Row]) -> Table[Group] | None:
+    """One line per shape, dtype, mode and environment; None where no cell was timed twice."""
+    found = repetitions(rows)
+    if not found:
+        return None
+    groups: dict[tuple[object, ...], list[Repetition]] = {}
+    for it in found:
+        groups.setdefault(leaderboard_key(it.row), []).append(it)
+    lines = sorted(groups.values(), key=lambda group: (group[0].row["pixels"], group_title(group[0].row)))
+    columns = [
+        Column[Group]("input", lambda group: group_title(group[0].row), numeric=False),
+        Column[Group]("cells", lambda group: str(len(group))),
+        Column[Group]("runs", lambda group: str(max(it.runs for it in group))),
+        Column[Group]("/ matmul, median", lambda group: percent(median(it.ratio_spread for it in group))),
+        Column[Group]("largest", lambda group: percent(group[0].ratio_spread)),
+        Column[Group]("of", lambda group: group[0].row["spec"], numeric=False),
+        Column[Group]("latency, median", lambda group: percent(median(it.wall_spread for it in group))),
+        Column[Group]("latency, largest", lambda group: percent(max(it.wall_spread for it in group))),
+    ]
+    within = sum(it.ratio_spread <= REPEATABLE for it in found)
+    notes = [
+        "Spread: (largest - smallest) / median over runs of the same cell in the same environment.",
+        f"{within} of {len(found)} cells repeat within {percent(REPEATABLE)} in the ratio to the matrix product.",
+    ]
+    if worse := [it for it in found if it.ratio_spread > REPEATABLE]:
+        named = ", ".join(f"{it.row['spec']} {it.row['height']}x{it.row['width']}" for it in worse[:5])
+        more = f" and {len(worse) - 5} more" if len(worse) > 5 else ""
+        notes.append(f"Do not rely on smaller differences for: {named}{more}.")
+    return Table("Repeatability: spread over runs", columns, lines, notes)
+
+
+def percent(fraction: float) -> str:
+    return f"{number(100 * fraction, 2)}%"
