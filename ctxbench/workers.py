@@ -7,6 +7,7 @@ kept: the cell it had in hand is tried once more alone, and the others go on tog
 from __future__ import annotations
 
 import contextlib
+import gc
 import math
 import multiprocessing
 import os
@@ -204,6 +205,7 @@ def work(
     os.setsid()  # a group of its own: a Ctrl-C is the parent's, and all of it can be ended together
     die_with_parent()
     be_the_first_to_go()
+    gc.freeze()  # what is loaded stays, and need not be looked through
     os.dup2(2, 1)  # standard output is the parent's alone
     os.environ.update(device.variables)
     torch.set_num_interop_threads(1)

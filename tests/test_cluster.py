@@ -130,6 +130,7 @@ def test_a_job_that_may_not_go_on_says_why(tmp_path: Path) -> None:
     assert "no file" in (part() or "")
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # submitit's own process
 def test_an_interrupt_takes_the_jobs_back(tmp_path: Path) -> None:
     mine = tmp_path / "mine.py"
     mine.write_text(PLUGIN)
