@@ -22,7 +22,9 @@ from blocks import registry
 from ctxbench import __version__, environment, measure, presets, published, subject
 from ctxbench.cli import main
 from ctxbench.spec import Grid
+from ctxbench.store import RunStore
 from tests.factories import make_record
+from tests.test_benchmarks import entry, save
 
 HERE = Path(__file__).parents[1]
 QUICK = ("--channels", "8", "--resolutions", "4")
@@ -175,6 +177,40 @@ def test_runs_are_compared_and_a_regression_is_3(tmp_path: Path) -> None:
     assert ctxbench("compare", "new", "base", "--fail-on", "latency_ms_median:5%").exit_code == 0
     assert "METRIC" in refusal("compare", "base", "new", "--fail-on", "speed")
     assert json.loads(ctxbench("compare", "base", "new", "--json").stdout)["cells"]
+
+
+@pytest.mark.parametrize("command", [("report",), ("export", "--format", "csv"), ("compare", "run")])
+def test_what_is_not_whole_is_1_only_if_that_is_asked_for(command: tuple[str, ...]) -> None:
+    assert profile("--blocks", "none", "--estimate", "--out", "run").exit_code == 0
+    assert ctxbench(*command, "run", "--strict").exit_code == 0
+    damaged = Path("run/records/0123456789abcdef.json")
+    damaged.write_text("{")
+    assert ctxbench(*command, "run").exit_code == 0
+    result = ctxbench(*command, "run", "--strict")
+    assert result.exit_code == 1
+    assert "--strict: 1 unreadable file(s)" in result.stderr
+    damaged.unlink()
+    RunStore.open(Path("run")).write_plan(["0123456789abcdef"])
+    result = ctxbench(*command, "run", "--strict")
+    assert (result.exit_code, "1 planned cell(s) without a record" in result.stderr) == (1, True)
+
+
+def test_a_report_tells_how_many_planned_cells_are_missing() -> None:
+    command = ("profile", "--blocks", "none,a2", "--channels", "8", "--resolutions", "4,6", "--estimate")
+    assert ctxbench(*command, "--shard", "0/2", "--out", "run").exit_code == 0
+    assert ctxbench("report", "run").exit_code == 0
+    assert "2 of 4 planned cells" in Path("report/index.html").read_text()
+
+
+def test_what_pytest_benchmark_saved_is_reported_too() -> None:
+    save(Path("bench.json"), entry("test_sum"))
+    assert ctxbench("report", "bench.json", "--out", "alone").exit_code == 0
+    assert "test_sum" in Path("alone/index.html").read_text()
+    assert profile("--blocks", "none", "--estimate", "--out", "run").exit_code == 0
+    assert ctxbench("report", "run", "bench.json").exit_code == 0
+    page = Path("report/index.html").read_text()
+    assert "test_sum" in page
+    assert "1x8x4x4" in page
 
 
 @pytest.mark.parametrize("form", ["csv", "json", "latex", "parquet"])
