@@ -30,7 +30,7 @@ GIB = 2**30
 RUNS = Path("results/runs")
 CPUS = Path("/sys/devices/system/cpu")
 OOM_SCORE = Path("/proc/self/oom_score_adj")
-CORE = ("torch>=2.13", "fvcore>=0.1.5.post20221221")
+CORE = ("torch>=2.15", "fvcore>=0.1.5.post20221221")
 # What pyproject.toml says, for a checkout that is not installed.
 SEG = (
     "torchvision",

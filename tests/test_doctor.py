@@ -158,10 +158,10 @@ def test_loading_it_and_looking_for_extras_imports_none_of_the_packages() -> Non
 
 
 def test_it_names_the_versions_it_found(packages: dict[str, str]) -> None:
-    packages |= {"torch": "2.13.0+cu130", "fvcore": "0.1.5.post20221221", "ctxbench": "1"}
+    packages |= {"torch": "2.15.0+cu130", "fvcore": "0.1.5.post20221221", "ctxbench": "1"}
     finding = only(doctor.versions)
     assert finding.level == "ok"
-    assert "torch 2.13.0+cu130" in finding.text
+    assert "torch 2.15.0+cu130" in finding.text
     assert "Python 3." in finding.text
     assert "source" not in finding.text
 
@@ -173,7 +173,7 @@ def test_a_missing_or_old_torch_is_a_problem(packages: dict[str, str], torch_ver
         packages["torch"] = torch_version
     _, finding = findings(doctor.versions)
     assert finding.level == "problem"
-    assert finding.text.startswith("missing: torch>=2.13")
+    assert finding.text.startswith("missing: torch>=2.15")
     assert finding.advice == "pip install --upgrade torch fvcore"
 
 
@@ -273,7 +273,7 @@ def test_an_installed_ctxbench_says_itself_what_it_needs(
 ) -> None:
     packages["ctxbench"] = "1"
     asked = [
-        "torch>=2.13",
+        "torch>=2.15",
         "colorama; sys_platform == 'nowhere'",
         'newer-submitit>=7; extra == "slurm"',
         'never; extra == "slurm" and python_version < "3"',
