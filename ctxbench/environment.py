@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import inspect
 import json
@@ -20,6 +21,7 @@ from ctxbench import __version__
 # OpenMP threads that spin while they wait ruin timings on a shared machine.
 WAIT_POLICY = "OMP_WAIT_POLICY"
 CODE = ("blocks", "tasks", "ctxbench")
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # glibc's malloc.h
 
 # The columns of a record that decide whether timings may be compared.
 IDENTITY = (
@@ -53,6 +55,25 @@ PLACES = ("_HOME", "_DIR", "_PATH", "_FILE")  # where something lies is nobody's
 SET_BY_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
+def keeps_freed_memory() -> bool:
+    """Whether memory is kept from call to call here: with glibc, unless the user chose by a variable."""
+    chosen = any(name.startswith("MALLOC_") for name in os.environ) or "LD_PRELOAD" in os.environ
+    return platform.libc_ver()[0] == "glibc" and not chosen
+
+
+@cache
+def keep_freed_memory() -> None:
+    """Make this process keep the memory it frees, as CUDA's allocator does.
+
+    Otherwise glibc gives large tensors back to the system after each call, and the next one pays for
+    getting them anew, page by page: a price that differs from process to process.
+    """
+    if keeps_freed_memory():
+        libc = ctypes.CDLL(None)
+        libc.mallopt(M_MMAP_MAX, 0)
+        libc.mallopt(M_TRIM_THRESHOLD, -1)
+
+
 def wait_passively() -> None:
     """Make OpenMP threads sleep while they wait, unless the user chose; before torch is imported."""
     os.environ.setdefault(WAIT_POLICY, "PASSIVE")
@@ -68,6 +89,7 @@ def pin(threads: int) -> None:
     """
     import torch
 
+    keep_freed_memory()
     torch.set_num_threads(threads)
     torch.backends.cuda.matmul.fp32_precision = "ieee"
     torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
@@ -89,6 +111,8 @@ def flags() -> dict[str, str]:
     }
     if preloaded := os.environ.get("LD_PRELOAD"):  # another allocator, as a rule
         found["LD_PRELOAD"] = " ".join(Path(library).name for library in preloaded.replace(":", " ").split())
+    if keeps_freed_memory():
+        found["freed_memory"] = "kept"
     return found | {"instruction_set": torch.backends.cpu.get_cpu_capability()}
 
 

@@ -90,6 +90,7 @@ class Record(BaseModel):
     latency_graph_ms_ci_high: Amount | None = None
     graph_reason: LongText | None = None
     iterations: Count | None = None
+    calls_per_iteration: Count | None = None
     converged: bool | None = None
     first_call_ms: Amount | None = None
     images_per_s: Amount | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ HALF_WIDTH = {"cpu": 0.02, "cuda": 0.01}  # of the median's interval, where a ce
 WARM_UP = {"cpu": (2, 0.0), "cuda": (3, 0.025)}  # at least so many calls and seconds
 WARM_UP_CALLS = 10  # and at most so many, where successive calls do not agree
 AGREEMENT = 0.1
+SHORTEST_MS = 1.0  # a CPU's sample of inference: below, the clock and cold caches would be most of it
+MOST_CALLS = 1000  # in one sample
 REFERENCE_SIDE = {"cpu": 768, "cuda": 8192}
 FUSED = "_scaled_dot_product_"
 
@@ -68,6 +71,7 @@ class Subject:
         self.graph_samples: list[Sample] = []
         self.failed: Outcome | None = None
         self.calls_s = 0.0  # spent in warm-up and timed calls
+        self.repeats = 1  # calls in one sample
         self.clock = cuda_clock(load.x.get_device()) if load.x.is_cuda else cpu_clock
         torch.manual_seed(cell.seed)
         self.eager = gate.wake(cell.create()).to(load.x.device, load.x.dtype)
@@ -89,6 +93,11 @@ class Subject:
                 self.block(self.x)
         else:
             self.block(self.x).backward(self.gradient)
+
+    def call_repeatedly(self) -> None:
+        """What one sample holds."""
+        for _ in range(self.repeats):
+            self.call()
 
     def call_and_wait(self) -> None:
         self.call()
@@ -162,6 +171,10 @@ class Subject:
             if sample and last:
                 steady = abs(sample.wall_ms - last.wall_ms) <= AGREEMENT * last.wall_ms
             last, done = sample, done + 1
+        if last and not self.x.is_cuda and self.gradient is None and last.wall_ms < SHORTEST_MS:
+            self.repeats = min(
+                MOST_CALLS, math.ceil(SHORTEST_MS / max(last.wall_ms, SHORTEST_MS / MOST_CALLS))
+            )
 
     def sample(self) -> None:
         """One timed call, and one as a graph where there is one."""
@@ -177,18 +190,18 @@ class Subject:
         del self.samples[-1:], self.graph_samples[-1:]
 
     def attempt(self) -> Sample | None:
-        """One call by the clock; one that raises, or uses up the cell's time, is the end of this subject."""
+        """The time of one call; one that raises, or uses up the cell's time, is the end of this subject."""
         try:
-            sample = self.clock(self.call)
+            taken = self.clock(self.call_repeatedly)
             self.tidy()
         except RAISED as error:
             self.failed = failure(error, self.spent_s)
             return None
-        self.calls_s += sample.wall_ms / 1000
+        self.calls_s += taken.wall_ms / 1000
         if self.spent_s > self.timeout_s:
             self.failed = overdue(self.timeout_s, self.spent_s)
             return None
-        return sample
+        return Sample(taken.wall_ms / self.repeats, taken.cpu_ms / self.repeats)
 
     @property
     def spent_s(self) -> float:
@@ -198,7 +211,7 @@ class Subject:
     @property
     def timed_s(self) -> float:
         """Seconds of its timed calls."""
-        return sum(sample.wall_ms for sample in self.samples) / 1000
+        return sum(sample.wall_ms for sample in self.samples) * self.repeats / 1000
 
     @property
     def wall(self) -> Median:
@@ -225,6 +238,7 @@ class Subject:
             "reference_ms_median": reference.ms,
             "reference_gflops": reference.gflops,
             "iterations": len(self.samples),
+            "calls_per_iteration": self.repeats,
             "converged": self.converged,
             "first_call_ms": self.first_call_ms,
             "images_per_s": 1000 * self.cell.batch / wall.value if wall.value else None,
