@@ -225,7 +225,7 @@ def profile_command(
     **axes: str | None,
 ) -> int:
     """Measure MACs, memory and latency of blocks over a grid of inputs."""
-    prepare_torch()
+    prepare_torch(executor if not dry_run else None)
     from ctxbench.cluster import Submission, parse_parameters
     from ctxbench.spec import share
 
@@ -384,7 +384,7 @@ def doctor_command(as_json: bool) -> int:
 @executor_option()
 def demo_command(out: Path, fresh: bool, executor: str) -> int:
     """Profile a few blocks on this machine and write a report: minutes, no download."""
-    prepare_torch()
+    prepare_torch(executor)
     from ctxbench.presets import DEMO, DEMO_SHOWN
     from ctxbench.report import Report
     from ctxbench.runner import Run
@@ -399,11 +399,15 @@ def demo_command(out: Path, fresh: bool, executor: str) -> int:
     return exit_code(records)
 
 
-def prepare_torch() -> None:
-    """Set what must be set before torch is first imported."""
+def prepare_torch(executor: str | None = None) -> None:
+    """Set what must be set before torch is first imported, and let the workers' server import it too."""
     from ctxbench.environment import wait_passively
 
     wait_passively()
+    if executor == "local":
+        from ctxbench.processes import start_server
+
+        start_server()
 
 
 def load_plugins(paths: tuple[Path, ...]) -> None:

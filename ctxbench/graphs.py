@@ -10,7 +10,7 @@ WARM_UP = 3
 SHARE = 1 / 20  # of the device's memory that one graph may hold while other blocks are measured
 
 
-def capture(call: Callable[[], None], tidy: Callable[[], None]) -> Callable[[], None]:
+def capture(call: Callable[[], object], tidy: Callable[[], None]) -> Callable[[], None]:
     """Record `call`; `tidy` drops what it leaves behind. Returns what replays it.
 
     Raises:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import time
@@ -78,55 +79,62 @@ class Subject:
         self.block: Callable[[Tensor], Tensor] = self.eager
         if cell.compiled:
             self.block = torch.compile(self.eager, dynamic=False)
-        self.first_call_ms = cpu_clock(self.call_and_wait).wall_ms
         self.attention_kernels: set[str] = set()
-        self.check_full_size()
+        self.kept: list[Tensor] = []  # the first call's output, until it is checked
+        self.first_call_ms = self.first_call()
         self.memory_bytes = self.allocator_peak() if load.x.is_cuda else None
         self.fvcore = None if cell.compiled else count_with_fvcore(self.eager, self.x.detach())
         self.replay, self.graph_reason = self.graph()
         self.preparation_s = time.perf_counter() - start
 
-    def call(self) -> None:
-        """Forward, and backward in training: what is timed."""
+    def call(self) -> Tensor:
+        """Forward, and backward in training: what is timed. Returns the output."""
         if self.gradient is None:
             with torch.inference_mode():
-                self.block(self.x)
-        else:
-            self.block(self.x).backward(self.gradient)
+                return self.block(self.x)
+        y = self.block(self.x)
+        y.backward(self.gradient)
+        return y
 
     def call_repeatedly(self) -> None:
         """What one sample holds."""
         for _ in range(self.repeats):
             self.call()
 
-    def call_and_wait(self) -> None:
-        self.call()
+    def call_and_wait(self) -> Tensor:
+        y = self.call()
         if self.x.is_cuda:
             torch.cuda.synchronize()
+        return y
+
+    def call_and_keep(self) -> None:
+        self.kept.append(self.call_and_wait())
 
     def tidy(self) -> None:
         """Drop the gradients, outside the timed span."""
         self.x.grad = None
         self.eager.zero_grad(set_to_none=True)
 
-    def check_full_size(self) -> None:
-        """What the gate cannot see on its small input, after the first call."""
+    def first_call(self) -> float:
+        """Milliseconds of the first call, whose results must be what the gate cannot see on small input."""
+        x, before = self.x.detach(), self.x.detach().clone()
+        attention = AttentionKernels()
+        with contextlib.nullcontext() if self.cell.compiled else attention:
+            taken = cpu_clock(self.call_and_keep)
         for gradient in (self.x.grad, *(parameter.grad for parameter in self.eager.parameters())):
             finite = gradient is None or bool(gradient.isfinite().all())
             gate.require(finite, "the gradients are finite at full size")
         self.tidy()
-        x = self.x.detach()
-        before = x.clone()
-        with AttentionKernels() as attention, torch.set_grad_enabled(self.cell.training):
-            y = self.eager(x)
-        gate.check_output(y, x, before, " at full size")
-        self.attention_kernels = attention.kernels
+        gate.check_output(self.kept.pop(), x, before, " at full size")
         if self.cell.compiled:
-            self.check_compiled(x, before)
+            self.check_compiled(x, before, attention)
+        self.attention_kernels = attention.kernels
+        return taken.wall_ms
 
     @torch.no_grad()
-    def check_compiled(self, x: Tensor, before: Tensor) -> None:
-        gate.check_output(self.block(x), x, before, " at full size")
+    def check_compiled(self, x: Tensor, before: Tensor, attention: AttentionKernels) -> None:
+        with attention:
+            gate.check_output(self.eager(x), x, before, " at full size")
         self.eager.eval()  # training draws random numbers that compiling changes
         error = gate.relative_error(self.block(x), self.eager(x))
         self.eager.train(self.cell.training)

@@ -32,6 +32,7 @@ from ctxbench.errors import RunError
 from ctxbench.measure import Settings
 from ctxbench.monitor import Monitor
 from ctxbench.outcome import Outcome, overdue
+from ctxbench.processes import context
 from ctxbench.settle import Settled, settle
 from ctxbench.spec import Cell
 
@@ -40,15 +41,6 @@ GRACE_S = 3.0  # between asking a worker to end and ending it
 SLACK_BYTES = 2**30  # beyond a prediction, before an allocation is refused
 SLACK_FACTOR = 1.3
 NOBODY = -1
-
-
-def context() -> Any:
-    """Processes that come from a server with torch loaded: 0.3 s each; fresh ones where there is none."""
-    if "forkserver" not in multiprocessing.get_all_start_methods():
-        return multiprocessing.get_context("spawn")
-    forkserver = multiprocessing.get_context("forkserver")
-    forkserver.set_forkserver_preload(["click", "ctxbench.preload"])
-    return forkserver
 
 
 def settle_in_workers(
