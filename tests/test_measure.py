@@ -447,3 +447,80 @@ def test_the_user_is_told_what_is_being_done() -> None:
     list(group(cells("none,a2"), Settings(), Log()))
     for text in ("checking a2", "warming up none"):
         assert text in told
+
+
+# Warm-up, time limits, and what else is recorded
+
+
+@pytest.mark.parametrize(
+    ("times", "calls"),
+    [
+        ([5.0, 5.1], 2),
+        ([9.0, 5.0, 5.2], 3),
+        ([8.0 * 0.7**power for power in range(20)], subjects.WARM_UP_CALLS),
+    ],
+    ids=["steady at once", "after one", "never"],
+)
+def test_warm_up_goes_on_until_two_calls_agree(clock: Clock, times: list[float], calls: int) -> None:
+    marked = [100 * time for time in times[:calls]]  # the first call comes before
+    clock.times = {"none": itertools.chain([1.0], marked, itertools.cycle([2.0]))}
+    columns = measured("none")["none"].columns
+    assert set(json.loads(columns["latency_samples_json"])) <= {2.0}
+    assert columns["calls_s"] == pytest.approx((sum(marked) + 2.0 * columns["iterations"]) / 1000)
+
+
+def test_a_block_that_uses_up_its_time_between_calls_ends_as_timeout_and_the_others_go_on(
+    clock: Clock,
+) -> None:
+    clock.times = {"a2": itertools.chain([1.0] * 5, itertools.cycle([60_000.0]))}
+    found = {
+        cell.label: outcome for cell, outcome in group(cells("none,a2"), Settings(timeout_s=30), Monitor())
+    }
+    assert (found["a2"].status, found["none"].status) == ("timeout", "ok")
+    assert found["a2"].columns["reason"] == "took more than 30 s"
+    assert "latency_ms_median" not in found["a2"].columns
+
+
+def test_a_call_too_short_for_the_clock_is_timed_many_at_a_time(clock: Clock) -> None:
+    clock.times = {"none": itertools.cycle([0.05]), "a2": itertools.cycle([5.0])}
+    found = measured("none,a2")
+    assert found["a2"].columns["calls_per_iteration"] == 1
+    assert found["none"].columns["calls_per_iteration"] == 20
+    assert found["none"].columns["latency_ms_median"] == pytest.approx(0.05 / 20)
+    assert measured("none", mode="train")["none"].columns["calls_per_iteration"] == 1
+
+
+def test_the_kernels_of_fused_attention_are_recorded() -> None:
+    found = measured("none,self-attn[impl=sdpa],self-attn")
+    assert found["self-attn[impl=sdpa]"].columns["sdpa_backend"] in ("flash_attention_for_cpu", "math")
+    assert found["none"].columns["sdpa_backend"] is found["self-attn"].columns["sdpa_backend"] is None
+
+
+def test_what_was_timed_together_can_be_told_from_what_was_not() -> None:
+    first, again = measured("none,a2"), measured("none")
+    assert first["none"].columns["rounds_id"] == first["a2"].columns["rounds_id"]
+    assert first["none"].columns["rounds_id"] != again["none"].columns["rounds_id"]
+
+
+def test_the_speed_of_the_reference_follows_from_its_time(clock: Clock) -> None:
+    clock.times = {"reference": itertools.cycle([2.0])}
+    columns = measured("none")["none"].columns
+    assert columns["reference_ms_median"] == 4.0  # of CPU time
+    assert columns["reference_gflops"] == pytest.approx(2 * 8**3 / 4e-3 / 1e9)
+
+
+@pytest.mark.parametrize("throttled", [3, 10**9])
+def test_rounds_of_a_throttled_device_do_not_count(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch, throttled: int
+) -> None:
+    left = itertools.chain([True] * min(throttled, 200), itertools.repeat(False))
+    monkeypatch.setattr(measure, "is_throttled", lambda device: next(left))
+    monkeypatch.setattr(measure, "MAX_THROTTLED", 7)
+    monkeypatch.setattr(measure, "COOLING_S", 0.0)
+    clock.times = {"none": itertools.count(start=10.0)}
+    columns = measured("none")["none"].columns
+    samples = json.loads(columns["latency_samples_json"])
+    assert len(samples) == measure.MIN_ROUNDS
+    assert samples == [samples[0] + number for number in range(measure.MIN_ROUNDS)]
+    warm = 10.0 + 1 + subjects.WARM_UP["cpu"][0]
+    assert samples[0] == warm + min(throttled, 7)

@@ -13,7 +13,7 @@ import pytest
 
 from ctxbench.errors import UsageError
 from ctxbench.record import Record
-from ctxbench.store import MAX_RECORD_BYTES, RunStore, Unreadable, to_frame, write_atomically
+from ctxbench.store import MAX_RECORD_BYTES, Reading, RunStore, Unreadable, to_frame, write_atomically
 from tests.factories import failed_record, make_record
 
 HERE = Path(__file__).parents[1]
@@ -296,3 +296,54 @@ def test_numbers_that_were_not_measured_are_nan_in_the_table() -> None:
 def test_a_run_in_which_everything_failed_is_still_a_table_of_numbers() -> None:
     frame = to_frame([failed_record("oom", "needs more").row])
     assert frame["macs"].dtype == float
+
+
+# Plans, and several runs read together
+
+
+def test_plans_add_up_and_the_same_plan_is_written_once(store: RunStore) -> None:
+    assert store.planned() == set()
+    store.write_plan([cell(1), cell(2)])
+    store.write_plan([cell(2), cell(1)])
+    assert len(names(store.plans)) == 1
+    store.write_plan([cell(2), cell(3)])
+    assert store.planned() == {cell(1), cell(2), cell(3)}
+
+
+@pytest.mark.parametrize("content", ["{", "5", "null", "\x00"])
+def test_a_plan_that_cannot_be_read_counts_as_none(store: RunStore, content: str) -> None:
+    store.write_plan([cell(1)])
+    (store.plans / "damaged.json").write_text(content)
+    assert store.planned() == {cell(1)}
+
+
+def test_one_record_can_be_loaded(store: RunStore) -> None:
+    record = make_record(cell_id=cell(1))
+    store.write(record)
+    (store.records / f"{cell(2)}.json").write_text("{")
+    assert [store.load(cell(number)) for number in (1, 2, 3)] == [record, None, None]
+
+
+def test_runs_are_read_together_and_one_that_is_named_twice_counts_once(tmp_path: Path) -> None:
+    stores = [RunStore.create(tmp_path / name) for name in "ab"]
+    for each in stores:
+        each.write(make_record(cell_id=cell(1), run_id=each.name))
+        each.write_plan([cell(1), cell(2)])
+    reading = Reading.of([store.folder for store in (*stores, stores[0])])
+    assert [record.run_id for record in reading.records] == ["a", "b"]
+    assert reading.missing == 2
+
+
+def test_what_keeps_a_run_from_being_whole_is_counted(store: RunStore) -> None:
+    store.write(make_record(cell_id=cell(1)))
+    store.write_plan([cell(1)])
+    assert Reading.of([store.folder]).faults == []
+    store.write(failed_record("oom", "too large", cell_id=cell(2)))
+    store.write(failed_record("skipped", "too large", cell_id=cell(3)))
+    store.write_plan([cell(4)])
+    (store.records / f"{cell(5)}.json").write_text("{")
+    assert Reading.of([store.folder]).faults == [
+        "1 unreadable file(s)",
+        "1 planned cell(s) without a record",
+        "1 failed cell(s)",
+    ]

@@ -366,3 +366,44 @@ def test_markdown_is_a_table_with_its_numbers_to_the_right() -> None:
     assert lines[3].startswith("|---|---:|")
     assert lines[4].startswith("| a | ")
     assert text.endswith("\n")
+
+
+# How the times were taken
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"latency_cpu_ms_median": 0.85}, True),
+        ({"latency_cpu_ms_median": 0.95}, False),
+        ({"latency_cpu_ms_median": 0.85, "threads": 2}, False),
+        ({"latency_cpu_ms_median": 0.1, "device_type": "cuda"}, False),
+    ],
+)
+def test_a_thread_that_had_to_wait_for_others_is_flagged(fields: dict[str, Any], expected: bool) -> None:
+    assert ("flags" in board(ok("a", **fields)).header) == expected
+
+
+def test_columns_that_say_nothing_are_left_out_and_others_shown() -> None:
+    graph = {f"latency_graph_ms_{name}": 2.5 for name in ("median", "ci_low", "ci_high")}
+    table = board(ok("a", **graph, sdpa_backend="math", first_call_ms=70.0), ok("b", 2.0))
+    assert column(table, "as a graph (ms)") == ["2.5", DASH]
+    assert column(table, "attention kernel") == ["math", DASH]
+    assert "first call (ms)" not in table.header
+    assert column(board(ok("a", compiled=True, first_call_ms=70.0)), "first call (ms)") == ["70"]
+
+
+def test_the_machines_own_speed_is_noted() -> None:
+    assert "The reference matrix product ran at 60 GFLOP/s." in board(ok("a", reference_gflops=60.0)).notes
+    table = board(ok("a", reference_gflops=60.0), ok("b", 2.0, reference_gflops=75.0))
+    assert "The reference matrix product ran at 60 to 75 GFLOP/s." in table.notes
+
+
+def test_what_was_not_timed_side_by_side_is_noted() -> None:
+    records = [
+        ok("a", rounds_id="a" * 12),
+        ok("b", 2.0, rounds_id="a" * 12),
+        ok("c", 3.0, rounds_id="b" * 12),
+    ]
+    assert "Timed apart, in rounds of their own: a, b; c." in board(*records).notes
+    assert not [note for note in board(*records[:2]).notes if note.startswith("Timed apart")]

@@ -153,3 +153,52 @@ def test_a_run_that_is_ended_leaves_nobody_behind_and_goes_on_later(
     assert_nobody_is_left(tmp_path)
     code, records = profile(tmp_path, "--blocks", "none")
     assert (code, records["none"]["status"]) == (0, "ok")
+
+
+def test_what_a_cell_would_cost_is_known_even_if_it_never_returns(tmp_path: Path) -> None:
+    _, records = profile(tmp_path, "--blocks", "aborts,spins,none", "--timeout", "3")
+    for name, status in (("aborts", "crashed"), ("spins", "timeout")):
+        assert records[name]["status"] == status
+        assert records[name]["macs_counted"] == 0
+        assert records[name]["memory_predicted_bytes"] == records["none"]["memory_predicted_bytes"]
+        assert records[name]["latency_ms_median"] is None
+
+
+TWO_DEVICES = """
+import sys
+from pathlib import Path
+from ctxbench import plugins, workers
+from ctxbench.devices import Device
+from ctxbench.measure import Settings
+from ctxbench.monitor import Monitor
+from ctxbench.settle import batches
+from ctxbench.spec import Grid
+
+if __name__ == "__main__":
+    plugins.load(Path("plugin.py"))
+    cells = Grid("none,logs", resolutions="4,5,6,7,8,9", channels="8").cells()
+    settings = Settings(budget_s=0, plugins=(Path("plugin.py").resolve(),))
+    slots = [Device("cpu", "a"), Device("cpu", "b")]
+    for it in workers.settle_in_workers(batches(cells), settings, slots, Monitor()):
+        print(it.cell.id, it.outcome.status)
+    print(len(cells))
+"""
+
+
+def test_two_devices_work_side_by_side_and_each_on_one_group_at_a_time(tmp_path: Path) -> None:
+    log = "lambda: open(f'{os.getpid()}.log', 'a').write(f'{time.monotonic()}\\n') and time.sleep(0.05)"
+    (tmp_path / "plugin.py").write_text(f"import time\n{PLUGIN}\nadd('logs', {log})\n")
+    (tmp_path / "program.py").write_text(TWO_DEVICES)
+    environ = os.environ | {"PYTHONPATH": str(HERE), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "program.py"]
+    done = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True, check=True)
+    *cells, total = done.stdout.split("\n")[:-1]
+    assert len(cells) == len(set(cells)) == int(total) == 12
+    assert {line.split()[1] for line in cells} == {"ok"}
+    spans = []
+    for path in tmp_path.glob("*.log"):
+        times = [float(line) for line in path.read_text().split()]
+        spans.append((min(times), max(times)))
+    assert len(spans) == 6, "a worker for each group"
+    most = max(sum(start <= moment <= end for start, end in spans) for moment, _ in spans)
+    assert most == 2

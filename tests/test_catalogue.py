@@ -1,0 +1,90 @@
+"""What is known of a block without running it."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from click.testing import CliRunner, Result
+
+import blocks
+from ctxbench.catalogue import describe
+from ctxbench.cli import main
+from ctxbench.errors import UsageError
+
+
+def ctxbench(*arguments: str) -> Result:
+    return CliRunner().invoke(main, ["blocks", *arguments])
+
+
+def test_the_costs_are_those_of_the_spec_at_the_shapes() -> None:
+    found = describe("ham-nmf[rank=32]", resolutions="8,8x16", channels="16", batch="2", dtypes="bfloat16")
+    assert found.spec.label == "ham-nmf[rank=32]"
+    assert [(row["height"], row["width"], row["mode"]) for row in found.costs] == [
+        (8, 8, "infer"),
+        (8, 8, "train"),
+        (8, 16, "infer"),
+        (8, 16, "train"),
+    ]
+    block = blocks.create("ham-nmf", 16, rank=32).eval()
+    assert found.costs[0]["macs"] == 2 * block.macs(8, 8)
+    assert found.costs[0]["params"] == block.param_count()
+    assert found.costs[0]["macs_backward"] is None
+    assert found.costs[1]["macs_backward"] > 0
+    assert {row["reason"] for row in found.costs} == {None}
+
+
+def test_what_cannot_be_is_told_with_its_reason() -> None:
+    infer, train = describe("ham-nmf", resolutions="1", channels="16").costs
+    assert infer["reason"] is None
+    assert "normalisation needs more than one value" in train["reason"]
+    assert train["macs"] is None
+
+
+@pytest.mark.parametrize("text", ["ham-*", "none,a2", "ham-nmf[rank=1/2]"])
+def test_several_blocks_are_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="name one"):
+        describe(text, resolutions="8")
+
+
+def test_the_command_shows_options_paper_and_costs() -> None:
+    shown = ctxbench("ham-nmf[rank=32]", "--resolutions", "8", "--channels", "16")
+    assert shown.exit_code == 0
+    for part in (
+        "train_steps=6",
+        "ICLR 2021",
+        "cost of ham-nmf[rank=32]",
+        "1x16x8x8",
+        "predicted peak (MiB)",
+    ):
+        assert part in shown.output
+
+
+def test_programs_read_the_same() -> None:
+    found = json.loads(ctxbench("a2", "--json", "--resolutions", "8", "--channels", "16").stdout)
+    assert (found["name"], found["options"]["c_m"]["default"]) == ("a2", None)
+    assert found["costs"][0]["macs"] == blocks.create("a2", 16).macs(8, 8)
+    assert "@" in found["paper"]["bibtex"]
+    everything = json.loads(ctxbench("--json").stdout)
+    assert [each["name"] for each in everything] == blocks.names()
+
+
+def test_bibtex_stands_alone() -> None:
+    assert ctxbench("ham-cd", "--bibtex").stdout.startswith("@inproceedings{geng2021attention,")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("ham-nfm",), "ham-nmf"),
+        (("ham-nmf[depth=3]",), "rank"),
+        (("a2", "--resolutions", "many"), "many"),
+        (("a2", "--channels", "0"), "--channels"),
+        (("none", "--bibtex"), "no paper"),
+        (("--bibtex",), "needs the name"),
+    ],
+)
+def test_a_mistake_is_told_in_one_line(arguments: tuple[str, ...], words: str) -> None:
+    shown = ctxbench(*arguments)
+    assert (shown.exit_code, shown.stderr.count("\n")) == (2, 1)
+    assert words in shown.stderr

@@ -1,0 +1,58 @@
+"""How far runs of the same cells are apart is told, and where that is too far."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+
+from ctxbench.repeatability import repeatability_table, repetitions, spread
+from ctxbench.tables import markdown
+from tests.factories import failed_record, make_record
+
+
+def timed(run: str, ratio: float, **fields: Any) -> dict[str, Any]:
+    return make_record(**({"run_id": run, "latency_ref_ratio": ratio} | fields)).row
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [([1.0, 1.0], 0.0), ([0.9, 1.0, 1.1], 0.2), ([0.0, 0.0], 0.0), ([0.0, 0.0, 1.0], math.inf)],
+)
+def test_the_spread_is_the_range_over_the_median(values: list[float], expected: float) -> None:
+    assert spread(values) == pytest.approx(expected)
+
+
+def test_a_cell_of_two_runs_is_a_repetition_and_the_worst_comes_first() -> None:
+    rows = [timed("a", 1.0), timed("b", 1.1)]
+    rows += [timed(run, ratio, cell_id="f" * 16, spec="a2") for run, ratio in (("a", 1.0), ("b", 2.0))]
+    first, second = repetitions(rows)
+    assert (first.row["spec"], first.runs) == ("a2", 2)
+    assert second.ratio_spread == pytest.approx(0.1 / 1.05)
+    assert second.wall_spread == 0
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [],
+        [timed("a", 1.0)],
+        [timed("a", 1.0), timed("a", 2.0, created_utc="2025-01-02T03:04:06+00:00")],
+        [timed("a", 1.0), timed("b", 2.0, env_hash="f" * 12)],
+        [timed("a", 1.0), timed("b", 2.0, cell_id="f" * 16)],
+        [timed("a", 1.0), failed_record("crashed", "gone", run_id="b").row],
+    ],
+    ids=["nothing", "one run", "the same run", "another environment", "another cell", "not timed"],
+)
+def test_what_is_no_repetition_makes_no_table(rows: list[dict[str, Any]]) -> None:
+    assert repeatability_table(rows) is None
+
+
+@pytest.mark.parametrize(("ratio", "within"), [(1.05, "1 of 1"), (1.5, "0 of 1")])
+def test_the_table_says_how_many_cells_repeat_and_which_do_not(ratio: float, within: str) -> None:
+    table = repeatability_table([timed("a", 1.0), timed("b", ratio)])
+    assert table is not None
+    text = markdown(table)
+    assert f"{within} cells repeat within 10%" in text
+    assert ("Do not rely on smaller differences for: ham-nmf 8x8." in text) == (ratio == 1.5)
