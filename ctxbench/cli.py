@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import io
 import json
+import math
 import shlex
 import signal
 import sys
@@ -57,6 +58,16 @@ def executor_option(*others: str) -> Callable[[Any], Any]:
 strict_option = click.option(
     "--strict", is_flag=True, help="Exit with 1 if a file is unreadable, or a cell failed or is missing."
 )
+
+
+class FiniteRange(click.FloatRange):
+    """A range that holds no NaN and no infinity."""
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> float:
+        found = super().convert(value, parameter, context)
+        if not math.isfinite(found):
+            self.fail(f"{value} is not a finite number.", parameter, context)
+        return found
 
 
 class InterruptedRun(Exception):  # noqa: N818, it is no error
@@ -176,14 +187,14 @@ def blocks_command(
 )
 @click.option(
     "--budget",
-    type=click.FloatRange(0, 3600),
+    type=FiniteRange(0, 3600),
     help="Seconds of timed calls per cell that does not settle before (default 2); at least 10 calls.",
 )
 @click.option(
     "--timeout",
     default=1800.0,
     show_default=True,
-    type=click.FloatRange(0, min_open=True),
+    type=FiniteRange(0, min_open=True),
     help="Seconds after which a cell is given up.",
 )
 @executor_option("slurm")
@@ -292,7 +303,7 @@ def report_command(runs: tuple[Path, ...], out: Path, baseline: str | None, stri
     "--tolerance",
     default=5.0,
     show_default=True,
-    type=click.FloatRange(0, 100, max_open=True),
+    type=FiniteRange(0, 100, max_open=True),
     help="Per cent by which two runs of one code may differ.",
 )
 @click.option("--fail-on", multiple=True, help="Exit with 3 on a change for the worse: METRIC:5%.")

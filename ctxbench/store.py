@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 MAX_RECORD_BYTES = 2**20
+MAX_PLAN_BYTES = 2**26
 NUMBERS = (
     "macs",
     "macs_total",
@@ -109,8 +110,8 @@ class RunStore:
         """Add to `run.json` what concerns a whole command: its words and the machine."""
         path = self.folder / "run.json"
         try:
-            history = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            history = json.loads(_read_text(path, MAX_PLAN_BYTES))
+        except (OSError, ValueError, RecursionError):
             history = []
         history = [*history, about] if isinstance(history, list) else [about]
         write_atomically(path, json.dumps(history, indent=1, sort_keys=True) + "\n")
@@ -130,8 +131,8 @@ class RunStore:
         found: set[str] = set()
         with contextlib.suppress(OSError):
             for path in self.plans.glob("*.json"):
-                with contextlib.suppress(OSError, ValueError, TypeError):
-                    found.update(str(cell) for cell in json.loads(path.read_text(encoding="utf-8")))
+                with contextlib.suppress(OSError, ValueError, TypeError, RecursionError):
+                    found.update(str(cell) for cell in json.loads(_read_text(path, MAX_PLAN_BYTES)))
         return found
 
     def read(self) -> tuple[list[Record], list[Unreadable]]:
@@ -232,14 +233,19 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 
 def _read_record(path: Path) -> Record:
-    if not path.is_file():
-        raise ValueError("not a regular file")
-    if path.stat().st_size > MAX_RECORD_BYTES:
-        raise ValueError(f"larger than {MAX_RECORD_BYTES} bytes")
-    record = Record.from_json(path.read_text(encoding="utf-8"))
+    record = Record.from_json(_read_text(path, MAX_RECORD_BYTES))
     if record.cell_id != path.stem:
         raise ValueError(f"holds cell {record.cell_id}")
     return record
+
+
+def _read_text(path: Path, largest: int) -> str:
+    """A file's text: never a pipe's, which would wait, nor more than so many bytes."""
+    if not path.is_file():
+        raise ValueError("not a regular file")
+    if path.stat().st_size > largest:
+        raise ValueError(f"larger than {largest} bytes")
+    return path.read_text(encoding="utf-8")
 
 
 def _reason(error: Exception) -> str:

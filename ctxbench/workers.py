@@ -41,6 +41,7 @@ GRACE_S = 3.0  # between asking a worker to end and ending it
 SLACK_BYTES = 2**30  # beyond a prediction, before an allocation is refused
 SLACK_FACTOR = 1.3
 NOBODY = -1
+ATTEMPTS = 2  # to start a worker
 
 
 def settle_in_workers(
@@ -87,13 +88,15 @@ class Worker:
         self.hand = processes.RawArray("d", [NOBODY, math.inf])  # number of a cell, and since when
         self.overdue_s: float | None = None
         self.connection, sending = processes.Pipe(duplex=False)
-        self.process = processes.Process(
-            target=work, args=(sending, self.hand, cells, settings, device), name=f"ctxbench {device.name}"
-        )
-        try:
-            self.process.start()
-        except (OSError, EOFError) as error:
-            raise RunError(f"cannot start a worker process: {error}") from error
+        arguments = (sending, self.hand, cells, settings, device)
+        for attempt in range(ATTEMPTS):  # somebody may have ended the server; it then starts anew
+            self.process = processes.Process(target=work, args=arguments, name=f"ctxbench {device.name}")
+            try:
+                self.process.start()
+                break
+            except (OSError, EOFError) as error:
+                if attempt + 1 == ATTEMPTS:
+                    raise RunError(f"cannot start a worker process: {error}") from error
         sending.close()
 
     @property

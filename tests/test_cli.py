@@ -299,6 +299,8 @@ def test_a_full_disk_is_1_and_names_the_file(monkeypatch: pytest.MonkeyPatch) ->
         ("--blocks none --out file/run", ["file/run", "--out"]),
         ("", ["--blocks is missing", "--blocks ham-nmf,self-attn"]),
         ("--modes train", ["--blocks is missing"]),
+        ("--blocks none --timeout nan", ["--timeout", "nan is not a finite number"]),
+        ("--blocks none --budget inf", ["--budget", "inf"]),
         ("--blocks none --colour red", ["--colour"]),
         ("--blocks none extra", ["extra"]),
         ("--blocks", ["--blocks"]),

@@ -317,6 +317,14 @@ def test_a_plan_that_cannot_be_read_counts_as_none(store: RunStore, content: str
     assert store.planned() == {cell(1)}
 
 
+def test_pipes_keep_nobody_waiting(store: RunStore) -> None:
+    for path in (store.plans / "p.json", store.records / f"{cell(1)}.json", store.folder / "run.json"):
+        os.mkfifo(path)
+    assert store.planned() == set()
+    assert [file.reason for file in store.read()[1]] == ["not a regular file"]
+    store.write_run({"command": "ctxbench"})
+
+
 def test_one_record_can_be_loaded(store: RunStore) -> None:
     record = make_record(cell_id=cell(1))
     store.write(record)

@@ -202,3 +202,18 @@ def test_two_devices_work_side_by_side_and_each_on_one_group_at_a_time(tmp_path:
     assert len(spans) == 6, "a worker for each group"
     most = max(sum(start <= moment <= end for start, end in spans) for moment, _ in spans)
     assert most == 2
+
+
+def test_a_run_outlives_the_server_of_its_workers(tmp_path: Path) -> None:
+    process = start(tmp_path, "--blocks", "none,ham-nmf[rank=4]", "--resolutions", "8,9,10,11,12,13")
+    assert process.stderr is not None
+    assert "measuring 2 blocks" in process.stderr.readline()
+    servers = [
+        child for child in psutil.Process(process.pid).children() if "forkserver" in str(child.cmdline())
+    ]
+    assert len(servers) == 1
+    servers[0].kill()
+    out, _ = process.communicate(timeout=200)
+    assert process.returncode == 0
+    assert [record["status"] for record in json.loads(out)] == ["ok"] * 12
+    assert_nobody_is_left(tmp_path)
