@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import hashlib
 import io
 import json
 import math
+import os
 import shlex
 import signal
 import sys
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 
 OK, SOME_FAILED, WRONG_USAGE, REGRESSION, INTERRUPTED = 0, 1, 2, 3, 130
 RUNS = Path("results/runs")
+LOST = (errno.ENOENT, errno.ENOSPC, errno.EIO, errno.EFBIG, errno.EBADF)
 
 plugin_option = click.option(
     "--plugin",
@@ -85,7 +88,9 @@ class Program(click.Group):
         with contextlib.suppress(ValueError):  # not in the main thread
             signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
+            Path.cwd()
             code = super().main(*args, **(extra | {"standalone_mode": False}))
+            sys.stdout.flush()
         except click.ClickException as error:
             code = say(error.format_message(), WRONG_USAGE)
         except UsageError as error:
@@ -94,9 +99,21 @@ class Program(click.Group):
             code = say(str(error), SOME_FAILED)
         except InterruptedRun as error:
             code = say(str(error), INTERRUPTED)
+        except OSError as error:
+            code = self.unwritable(error)
         except click.Abort:
             code = say("interrupted", INTERRUPTED)
         sys.exit(code)
+
+    def unwritable(self, error: OSError) -> int:
+        """A folder that is gone, or output that goes nowhere; anything else is a defect of ours."""
+        if error.filename is not None or error.errno not in LOST:
+            raise error
+        if isinstance(error, FileNotFoundError):
+            return say("the current folder has been removed; change into another", WRONG_USAGE)
+        with contextlib.suppress(OSError):  # what is left in the buffer cannot be written either
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return say(f"cannot write to standard output: {error.strerror}", SOME_FAILED)
 
 
 def say(message: str, code: int) -> int:

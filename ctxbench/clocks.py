@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from time import perf_counter_ns, process_time_ns
 
 import psutil
 import torch
@@ -22,9 +22,9 @@ class Sample:
 
 def cpu_clock(call: Callable[[], object]) -> Sample:
     """Wall and CPU time of one call; the CPU time is that of all threads of this process."""
-    wall, cpu = time.perf_counter_ns(), time.process_time_ns()
+    wall, cpu = perf_counter_ns(), process_time_ns()
     call()
-    cpu, wall = time.process_time_ns() - cpu, time.perf_counter_ns() - wall
+    cpu, wall = process_time_ns() - cpu, perf_counter_ns() - wall
     return Sample(wall / 1e6, cpu / 1e6)
 
 
@@ -41,11 +41,11 @@ def cuda_clock(device: int) -> Callable[[Callable[[], object]], Sample]:
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         flush.zero_()
         torch.cuda.synchronize(device)
-        cpu = time.process_time_ns()
+        cpu = process_time_ns()
         start.record()
         call()
         end.record()
-        cpu = time.process_time_ns() - cpu
+        cpu = process_time_ns() - cpu
         torch.cuda.synchronize(device)
         return Sample(start.elapsed_time(end), cpu / 1e6)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +15,12 @@ import blocks
 # Largest relative error (Euclidean norm) against the same block in float64.
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.float16: 1e-1, torch.bfloat16: 1e-1}
 TINY = 1e-30
+SETTINGS: tuple[tuple[Callable[[], Any], Callable[[Any], Any]], ...] = (
+    (torch.get_num_threads, torch.set_num_threads),
+    (torch.is_grad_enabled, torch.set_grad_enabled),
+    (torch.get_default_dtype, torch.set_default_dtype),
+    (torch.are_deterministic_algorithms_enabled, torch.use_deterministic_algorithms),
+)
 PROBE = (2, 9, 7)  # batch, height, width: small, odd and not square
 
 
@@ -31,13 +39,27 @@ def check(create: Callable[[], blocks.ContextBlock], device: str, dtype: torch.d
         BrokenRuleError: naming the first rule that it does not keep.
     """
     torch.manual_seed(0)
-    block = wake(create()).to(device, dtype)
-    batch, height, width = PROBE
-    x = torch.randn(batch, block.channels, height, width).to(device, dtype)
-    block.eval()
-    check_inference(block, x)
-    check_precision(block, x)
-    check_gradients(block.train(), x)
+    with untouched_settings():
+        block = wake(create()).to(device, dtype)
+        batch, height, width = PROBE
+        x = torch.randn(batch, block.channels, height, width).to(device, dtype)
+        block.eval()
+        check_inference(block, x)
+        check_precision(block, x)
+        check_gradients(block.train(), x)
+
+
+@contextlib.contextmanager
+def untouched_settings() -> Iterator[None]:
+    """Whatever a block sets in torch as a whole would change the other blocks' times; it is set back."""
+    before = [get() for get, _ in SETTINGS]
+    try:
+        yield
+    finally:
+        after = [get() for get, _ in SETTINGS]
+        for (_, put), value in zip(SETTINGS, before, strict=True):
+            put(value)
+    require(after == before, "torch's own settings are left as they are")
 
 
 def wake(block: blocks.ContextBlock) -> blocks.ContextBlock:

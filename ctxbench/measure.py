@@ -7,10 +7,10 @@ import gc
 import math
 import random
 import secrets
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from time import perf_counter, sleep
 
 import torch
 
@@ -65,13 +65,13 @@ def group(cells: list[Cell], settings: Settings, monitor: Monitor) -> Iterator[t
     for cell in cells:
         monitor.taking(cell)
         monitor.working(f"checking {cell.label}")
-        start = time.perf_counter()
+        start = perf_counter()
         try:
             gate.check(cell.create, cell.device, getattr(torch, cell.dtype))
             subjects.append(Subject(cell, load, start, settings.timeout_s))
         except RAISED as error:
             load.restore()
-            yield cell, failure(error, time.perf_counter() - start)
+            yield cell, failure(error, perf_counter() - start)
     together = {"rounds_id": secrets.token_hex(6)}
     waiting = dict.fromkeys(subjects)
     try:
@@ -118,7 +118,7 @@ def timed(
                 throttled += 1
                 for each in order:
                     each.forget_last()
-                time.sleep(COOLING_S)
+                sleep(COOLING_S)
 
 
 def is_throttled(device: str) -> bool:

@@ -15,10 +15,11 @@ from ctxbench.cost import Cost
 from ctxbench.errors import UsageError
 from ctxbench.measure import Settings
 from ctxbench.monitor import Reporter
+from ctxbench.outcome import failure
 from ctxbench.record import Record
 from ctxbench.settle import Settled, batches, settle
 from ctxbench.spec import Cell
-from ctxbench.store import RunStore
+from ctxbench.store import RunStore, tell
 
 Where = Literal["workers", "inline"]
 
@@ -142,7 +143,12 @@ def make_record(settled: Settled, columns: dict[str, Any], run_id: str) -> Recor
         "status": outcome.status,
         "code_hash": environment.code_hash(cell.block),
     }
-    return Record(**(fields | cost_columns(settled.cost) | outcome.columns | columns))
+    try:
+        return Record(**(fields | cost_columns(settled.cost) | outcome.columns | columns))
+    except ValueError as error:  # a block may have meddled with the clock, or with torch itself
+        failed = failure(error, 0.0)
+        reason = {"reason": f"what was measured is no record: {tell(error)}"}
+        return Record(**(fields | columns | failed.columns | reason | {"status": failed.status}))
 
 
 def cost_columns(cost: Cost | None) -> dict[str, Any]:

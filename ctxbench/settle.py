@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import itertools
 import math
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from time import perf_counter
 
 import torch
 
@@ -48,11 +48,11 @@ def settle(cells: list[Cell], settings: Settings, monitor: Monitor) -> Iterator[
     for cell in cells:
         monitor.taking(cell)
         monitor.working(f"estimating {describe(cell)}")
-        start = time.perf_counter()
+        start = perf_counter()
         try:
             cost = estimate(cell)
         except RAISED as error:
-            yield Settled(cell, None, cannot_run(error, time.perf_counter() - start))
+            yield Settled(cell, None, cannot_run(error, perf_counter() - start))
             continue
         if verdict := disagreement(cost) or (cell.estimated and estimated(start)) or too_large(cell, cost):
             yield Settled(cell, cost, verdict)
@@ -95,7 +95,7 @@ def disagreement(cost: Cost) -> Outcome | None:
 
 def estimated(start: float) -> Outcome:
     """An estimate is all that was asked for."""
-    return Outcome("ok", {"wall_s": time.perf_counter() - start})
+    return Outcome("ok", {"wall_s": perf_counter() - start})
 
 
 def too_large(cell: Cell, cost: Cost) -> Outcome | None:

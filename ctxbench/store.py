@@ -150,7 +150,7 @@ class RunStore:
             try:
                 records.append(_read_record(path))
             except (OSError, ValueError, RecursionError) as error:
-                unreadable.append(Unreadable(path, _reason(error)))
+                unreadable.append(Unreadable(path, tell(error)))
         return records, unreadable
 
 
@@ -248,7 +248,7 @@ def _read_text(path: Path, largest: int) -> str:
     return path.read_text(encoding="utf-8")
 
 
-def _reason(error: Exception) -> str:
+def tell(error: Exception) -> str:
     """What was wrong, on one line."""
     from pydantic import ValidationError
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from time import perf_counter
 from typing import Any
 
 import torch
@@ -85,7 +85,7 @@ class Subject:
         self.memory_bytes = self.allocator_peak() if load.x.is_cuda else None
         self.fvcore = None if cell.compiled else count_with_fvcore(self.eager, self.x.detach())
         self.replay, self.graph_reason = self.graph()
-        self.preparation_s = time.perf_counter() - start
+        self.preparation_s = perf_counter() - start
 
     def call(self) -> Tensor:
         """Forward, and backward in training: what is timed. Returns the output."""

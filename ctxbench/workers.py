@@ -14,12 +14,12 @@ import os
 import signal
 import sys
 import threading
-import time
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import psutil
@@ -28,7 +28,7 @@ import torch
 from ctxbench import environment, plugins
 from ctxbench.cost import Cost
 from ctxbench.devices import Device
-from ctxbench.errors import RunError
+from ctxbench.errors import RunError, first_line
 from ctxbench.measure import Settings
 from ctxbench.monitor import Monitor
 from ctxbench.outcome import Outcome, overdue
@@ -87,6 +87,7 @@ class Worker:
         self.costs: dict[int, Cost] = {}
         self.hand = processes.RawArray("d", [NOBODY, math.inf])  # number of a cell, and since when
         self.overdue_s: float | None = None
+        self.fatal: str | None = None
         self.connection, sending = processes.Pipe(duplex=False)
         arguments = (sending, self.hand, cells, settings, device)
         for attempt in range(ATTEMPTS):  # somebody may have ended the server; it then starts anew
@@ -112,6 +113,8 @@ class Worker:
                     getattr(monitor, message.how)(message.text)
                 elif isinstance(message, Estimated):
                     self.costs[message.number] = message.cost
+                elif isinstance(message, Fatal):
+                    self.fatal = message.text
                 else:
                     yield Settled(self.pending.pop(message.number), message.cost, message.outcome)
         except (EOFError, OSError):  # it has ended, perhaps in the middle of a message
@@ -119,7 +122,7 @@ class Worker:
 
     def is_over(self) -> bool:
         """Whether the process has ended; one whose cell has used up its time is made to."""
-        in_hand_s = time.monotonic() - self.hand[1]
+        in_hand_s = monotonic() - self.hand[1]
         if self.process.exitcode is None and in_hand_s > self.timeout_s:
             self.overdue_s = in_hand_s
             self.stop()
@@ -147,6 +150,8 @@ class Worker:
         return [], [[suspect], *others]
 
     def last_words(self) -> str:
+        if self.fatal is not None:
+            return f"the process was ended by {self.fatal}"
         code = self.process.exitcode or 0
         if code >= 0:
             return f"the process left with exit code {code}"
@@ -173,6 +178,13 @@ class Told:
     """What a worker says for a person to read: a monitor's method and its text."""
 
     how: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Fatal:
+    """What ended the worker from within."""
+
     text: str
 
 
@@ -209,10 +221,15 @@ def work(
     teller = Teller(sending, hand, cells)
     if device.kind == "cpu":
         teller.needing(environment.free_bytes("cpu"))
-    with device.alone(teller.working):
-        for it in settle(cells, settings, teller):
-            teller.taking(None)
-            sending.send(Answer(teller.numbers[it.cell], it.cost, it.outcome))
+    try:
+        with device.alone(teller.working):
+            for it in settle(cells, settings, teller):
+                teller.taking(None)
+                sending.send(Answer(teller.numbers[it.cell], it.cost, it.outcome))
+    except BaseException as error:  # an interrupt of the block's own, a pipe that it closed
+        with contextlib.suppress(OSError):
+            sending.send(Fatal(f"{type(error).__name__}: {first_line(error)}"))
+        os._exit(1)
 
 
 class Teller(Monitor):
@@ -225,11 +242,11 @@ class Teller(Monitor):
         self.sending, self.hand = sending, hand
         self.numbers = {cell: number for number, cell in enumerate(cells)}
         self.spent = dict.fromkeys([*self.numbers.values(), NOBODY], 0.0)
-        self.number, self.since = NOBODY, time.monotonic()
+        self.number, self.since = NOBODY, monotonic()
         self.told = 0.0
 
     def working(self, text: str) -> None:
-        now = time.monotonic()
+        now = monotonic()
         if now - self.told > POLL_S:
             self.told = now
             self.sending.send(Told("working", text))
@@ -238,7 +255,7 @@ class Teller(Monitor):
         self.sending.send(Told("measuring", text))
 
     def taking(self, cell: Cell | None) -> None:
-        now = time.monotonic()
+        now = monotonic()
         self.spent[self.number] += now - self.since
         self.number, self.since = NOBODY if cell is None else self.numbers[cell], now
         self.hand[1] = math.inf  # never another cell's number with this one's time

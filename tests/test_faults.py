@@ -174,3 +174,25 @@ def test_what_a_kill_leaves_half_written_is_ignored_and_swept(tmp_path: Path) ->
     os.utime(left, (0, 0))
     assert finish(tmp_path, *plan) == first
     assert not left.exists()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
+def test_output_that_cannot_be_written_is_one_line_and_the_records_are_kept(tmp_path: Path) -> None:
+    plan = ("--blocks", "none", "--resolutions", "8", "--estimate")
+    with Path("/dev/full").open("w") as full:
+        process = start(tmp_path, *plan, stdout=full, stderr=subprocess.PIPE)
+        _, err = process.communicate(timeout=280)
+    assert process.returncode == 1
+    assert err.splitlines()[-1] == "ctxbench: cannot write to standard output: No space left on device"
+    assert "Traceback" not in err
+    assert len(records(tmp_path)) == 1
+
+
+def test_a_current_folder_that_is_gone_is_the_users_mistake(tmp_path: Path) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    command = shlex.join([sys.executable, "-m", "ctxbench", "blocks"])
+    script = f"cd {shlex.quote(str(gone))} && rmdir {shlex.quote(str(gone))} && {command}"
+    done = subprocess.run(["sh", "-c", script], env=environ(), capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "the current folder has been removed" in done.stderr

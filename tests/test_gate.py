@@ -250,3 +250,16 @@ def test_the_distance_from_a_reference_is_relative_and_infinite_where_a_value_is
     assert gate.relative_error(reference + torch.tensor([0.0, 0.5]), reference) == pytest.approx(0.1)
     assert gate.relative_error(torch.tensor([3.0, float("nan")]), reference) == float("inf")
     assert gate.relative_error(torch.ones(2), torch.zeros(2)) > 1e20
+
+
+class Meddles(Good):
+    def forward(self, x: Tensor) -> Tensor:
+        torch.set_num_threads(torch.get_num_threads() + 1)
+        return super().forward(x)
+
+
+def test_a_block_that_changes_torch_itself_is_refused_and_the_change_undone() -> None:
+    threads = torch.get_num_threads()
+    with pytest.raises(gate.BrokenRuleError, match="torch's own settings"):
+        gate.check(Meddles, "cpu", torch.float32)
+    assert torch.get_num_threads() == threads

@@ -474,3 +474,18 @@ def test_real_blocks_run_from_end_to_end(tmp_path: Path) -> None:
         assert record.memory_measured_bytes is None
         assert record.memory_source == "predicted"
         assert (record.macs_backward is not None) == (record.mode == "train")
+
+
+def test_an_outcome_that_no_record_can_hold_is_an_error_and_the_rest_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when a block meddles with the clock."""
+
+    def group(members: list[Cell], settings: Settings, monitor: Monitor) -> Iterator[tuple[Cell, Outcome]]:
+        yield members[0], Outcome("ok", {"wall_s": -3.0})
+        yield members[1], Outcome("ok", {"wall_s": 3.0})
+
+    monkeypatch.setattr(measure, "group", group)
+    bad, good = run(tmp_path, cells("none,a2", resolutions="4"))
+    assert (bad.status, good.status) == ("error", "ok")
+    assert "is no record: wall_s: Input should be greater than or equal to 0" in str(bad.reason)

@@ -58,6 +58,11 @@ add("faults", lambda: ctypes.string_at(0))
 add("killed", lambda: os.kill(os.getpid(), signal.SIGKILL))
 add("leaves", lambda: os._exit(0))
 add("prints", lambda: print("noise"))
+
+def interrupt():
+    raise KeyboardInterrupt("mine")
+
+add("interrupts", interrupt)
 """
 
 
@@ -102,7 +107,7 @@ def test_every_misfortune_is_one_record_and_the_others_are_measured(tmp_path: Pa
     code, records = profile(
         tmp_path,
         "--blocks",
-        "none,aborts,faults,killed,leaves,eats,prints,ham-nmf[rank=4]",
+        "none,aborts,faults,killed,leaves,eats,interrupts,prints,ham-nmf[rank=4]",
         "--timeout",
         "60",
     )
@@ -114,6 +119,7 @@ def test_every_misfortune_is_one_record_and_the_others_are_measured(tmp_path: Pa
         "killed": "crashed",
         "leaves": "crashed",
         "eats": "oom",
+        "interrupts": "crashed",
         "prints": "ok",
         "ham-nmf[rank=4]": "ok",
     }
@@ -122,7 +128,8 @@ def test_every_misfortune_is_one_record_and_the_others_are_measured(tmp_path: Pa
     assert "SIGKILL" in records["killed"]["reason"]
     assert "exit code 0" in records["leaves"]["reason"]
     assert "allocate" in records["eats"]["reason"]
-    assert len(list((tmp_path / "run" / "records").iterdir())) == 8
+    assert "KeyboardInterrupt: mine" in records["interrupts"]["reason"]
+    assert len(list((tmp_path / "run" / "records").iterdir())) == 9
     assert_nobody_is_left(tmp_path)
 
 
