@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 ENGINE = "slurm"  # the tests have submitit's "local", which needs no Slurm
 POLL_S = 1.0
+PATIENCE_S = 30.0
 DEFAULTS: dict[str, int | str] = {"name": "ctxbench", "timeout_min": 240}
 SHARED = ("name", "timeout_min", "mem_gb", "nodes", "cpus_per_task", "gpus_per_node", "tasks_per_node")
 ONE_ONLY = ("nodes", "tasks_per_node")
@@ -109,9 +111,7 @@ class Submission:
             parts = [[cell for group in whole[first::count] for cell in group] for first in range(count)]
             runs = [dataclasses.replace(self.run, cells=part, plan=self.run.planned) for part in parts]
             before = {cell.id: self.run.store.load(cell.id) for cell in missing}
-            jobs = self.submit([Part(run) for run in runs])
-            reporter.notice(f"submitted {count} job(s): {', '.join(job.job_id for job in jobs)}")
-            known |= self.wait(jobs, before, reporter)
+            known |= self.carry_out([Part(run) for run in runs], before, reporter)
         if lost := [cell for cell in self.run.cells if cell.id not in known]:
             raise RunError(
                 f"{len(lost)} of {len(self.run.cells)} cells have no record; the same command submits them "
@@ -124,7 +124,23 @@ class Submission:
         """Where submitit keeps the jobs' files."""
         return self.run.store.folder / "jobs"
 
-    def submit(self, parts: list[Part]) -> list[submitit.Job[str | None]]:
+    def carry_out(
+        self, parts: list[Part], before: dict[str, Record | None], reporter: Reporter
+    ) -> dict[str, Record]:
+        """The records that jobs write for the cells of `before`, which holds those that were there."""
+        executor = self.executor()
+        jobs: list[submitit.Job[str | None]] = []
+        try:
+            for part in parts:
+                jobs.append(submitted(executor, part))
+            reporter.notice(f"submitted {len(jobs)} job(s): {', '.join(job.job_id for job in jobs)}")
+            return self.wait(jobs, before, reporter)
+        except BaseException:
+            for job in jobs:
+                job.cancel()
+            raise
+
+    def executor(self) -> submitit.AutoExecutor:
         try:
             import submitit
         except ImportError:
@@ -139,36 +155,40 @@ class Submission:
             raise UsageError(f"--executor slurm: {first_line(error)}") from None
         except (NameError, AssertionError, ValueError) as error:
             raise UsageError(f"--slurm: {first_line(error)}") from None
-        try:
-            return [executor.submit(part) for part in parts]
-        except (OSError, RuntimeError, submitit.core.utils.FailedJobError) as error:
-            raise RunError(f"cannot submit a job: {first_line(error)}") from error
+        return executor
 
     def wait(
-        self, jobs: list[submitit.Job[str | None]], before: dict[str, Record | None], monitor: Reporter
+        self, jobs: list[submitit.Job[str | None]], before: dict[str, Record | None], reporter: Reporter
     ) -> dict[str, Record]:
-        """The records that the jobs write, told as they come; `before` holds those that were there."""
+        """The records as they come, until all are there or the jobs have ended."""
         found: dict[str, Record] = {}
-        try:
-            while True:
-                done = all(job.done() for job in jobs)  # before the look: what they wrote last is seen
-                for cell in [cell for cell in before if cell not in found]:
-                    record = self.run.store.load(cell)
-                    if record is not None and record != before[cell]:
-                        found[cell] = record
-                        monitor.finished(record)
-                if done or len(found) == len(before):
-                    break
-                monitor.working(f"jobs: {', '.join(sorted({job.state.lower() for job in jobs}))}")
+        patience = math.inf
+        while len(found) < len(before) and patience > 0:
+            if math.isinf(patience) and all(job.done() for job in jobs):
+                # What they wrote last may reach this host a little later, over a network.
+                patience = 0 if any(map(last_words, jobs)) else PATIENCE_S
+            for cell in [cell for cell in before if cell not in found]:
+                record = self.run.store.load(cell)
+                if record is not None and record != before[cell]:
+                    found[cell] = record
+                    reporter.finished(record)
+            reporter.working(f"jobs: {', '.join(sorted({job.state.lower() for job in jobs}))}")
+            if len(found) < len(before) and patience > 0:
                 time.sleep(POLL_S)
-        except BaseException:
-            for job in jobs:
-                job.cancel()
-            raise
+                patience -= POLL_S
         for job in jobs:
             if words := last_words(job):
-                monitor.notice(f"job {job.job_id}: {words}")
+                reporter.notice(f"job {job.job_id}: {words}")
         return found
+
+
+def submitted(executor: submitit.AutoExecutor, part: Part) -> submitit.Job[str | None]:
+    from submitit.core.utils import FailedJobError, FailedSubmissionError
+
+    try:
+        return executor.submit(part)
+    except (OSError, RuntimeError, FailedJobError, FailedSubmissionError) as error:
+        raise RunError(f"cannot submit a job: {first_line(error)}") from error
 
 
 def last_words(job: submitit.Job[str | None]) -> str | None:
