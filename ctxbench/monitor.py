@@ -26,7 +26,7 @@ class Monitor:
         """The cost of a cell that is going to be measured."""
 
     def needing(self, count: int) -> None:
-        """The cells to come need at most so many bytes."""
+        """The cells to come need at most so many bytes of the host's memory."""
 
 
 class Reporter(Monitor):

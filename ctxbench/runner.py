@@ -68,7 +68,7 @@ class Run:
         reporter.started(len(self.cells), list(known.values()))
         if missing:
             self.store.write_plan(self.planned)
-            self.store.write_run(
+            self.store.write_command(
                 {
                     "command": environment.command_line(),
                     "started_utc": now(),

@@ -62,7 +62,8 @@ def settle(cells: list[Cell], settings: Settings, monitor: Monitor) -> Iterator[
     monitor.taking(None)
     if costs:
         members = list(costs)
-        monitor.needing(max(needed_bytes(cell, cost) for cell, cost in costs.items()))
+        if members[0].device == "cpu":
+            monitor.needing(max(needed_bytes(cell, cost) for cell, cost in costs.items()))
         monitor.measuring(f"measuring {len(members)} blocks, {describe(members[0], block=False)}")
         for cell, outcome in measure.group(members, settings, monitor):
             yield Settled(cell, costs[cell], outcome)

@@ -42,7 +42,7 @@ class Unreadable:
 
 
 class RunStore:
-    """The folder of one run: `records/<cell id>.json`, `plans/<hash>.json` and `run.json`.
+    """The folder of one run: `records/<cell id>.json`, `plans/<hash>.json`, `commands/<moment>.json`.
 
     Several processes may write to it: a record is complete or absent, and the last one wins.
     """
@@ -51,6 +51,7 @@ class RunStore:
         self.folder = folder
         self.records = folder / "records"
         self.plans = folder / "plans"
+        self.commands = folder / "commands"
 
     @classmethod
     def create(cls, folder: Path) -> RunStore:
@@ -61,7 +62,7 @@ class RunStore:
         """
         store = cls(folder)
         try:
-            for part in (store.records, store.plans):
+            for part in (store.records, store.plans, store.commands):
                 part.mkdir(parents=True, exist_ok=True)
                 for path in part.iterdir():
                     if _is_stale(path):
@@ -106,15 +107,11 @@ class RunStore:
         except (OSError, ValueError, RecursionError):
             return None
 
-    def write_run(self, about: dict[str, Any]) -> None:
-        """Add to `run.json` what concerns a whole command: its words and the machine."""
-        path = self.folder / "run.json"
-        try:
-            history = json.loads(_read_text(path, MAX_PLAN_BYTES))
-        except (OSError, ValueError, RecursionError):
-            history = []
-        history = [*history, about] if isinstance(history, list) else [about]
-        write_atomically(path, json.dumps(history, indent=1, sort_keys=True) + "\n")
+    def write_command(self, about: dict[str, Any]) -> None:
+        """Note what concerns a whole command, its words and its machine, in a file of its own."""
+        moment = re.sub(r"[^0-9T]", "", str(about["started_utc"]))[:15]
+        path = self.commands / f"{moment}-{secrets.token_hex(4)}.json"
+        write_atomically(path, json.dumps(about, indent=1, sort_keys=True) + "\n")
 
     def write_plan(self, cells: list[str]) -> None:
         """Note which cells are to be measured, so that a reader knows what is missing.

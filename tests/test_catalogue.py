@@ -47,6 +47,32 @@ def test_several_blocks_are_refused(text: str) -> None:
         describe(text, resolutions="8")
 
 
+@pytest.mark.parametrize("closed_form", ["macs", "param_count"])
+def test_a_closed_form_that_is_wrong_is_told_beside_what_was_counted(
+    monkeypatch: pytest.MonkeyPatch, closed_form: str
+) -> None:
+    cost = describe("a2", resolutions="8", channels="16").costs[0]
+    monkeypatch.setattr(blocks.info("a2").cls, closed_form, lambda self, *sides: 1)
+    found = describe("a2", resolutions="8", channels="16")
+    for row in found.costs:
+        assert f"{closed_form}() gives 1, but" in row["reason"]
+    assert found.costs[0] | {"reason": None} == cost
+    assert found.costs_table().header[-1] == "flags"
+    shown = ctxbench("a2", "--resolutions", "8", "--channels", "16")
+    assert shown.exit_code == 0
+    assert "gives 1, but" in " ".join(shown.output.split())
+
+
+@pytest.mark.parametrize("text", ["ham-nmf[rank=32]", "self-attn[impl=sdpa]", "none"])
+def test_a_description_is_plain_data(text: str) -> None:
+    found = describe(text, resolutions="1,8", channels="16")
+    plain = json.loads(json.dumps(found.to_json(), allow_nan=False))
+    assert plain["spec"] == text
+    assert plain["chosen"] == dict(found.spec.options)
+    assert set(plain["chosen"]) == set(plain["options"])
+    assert plain["costs"] == found.costs
+
+
 def test_the_command_shows_options_paper_and_costs() -> None:
     shown = ctxbench("ham-nmf[rank=32]", "--resolutions", "8", "--channels", "16")
     assert shown.exit_code == 0
@@ -76,8 +102,10 @@ def test_bibtex_stands_alone() -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("ham-nfm",), "ham-nmf"),
-        (("ham-nmf[depth=3]",), "rank"),
+        (("ham-nfm",), "did you mean 'ham-nmf'?"),
+        (("ham-nmf[depth=3]",), "has no option 'depth'; its options: "),
+        (("ham-nmf[rank=8/16]",), "selects 2 blocks; name one"),
+        (("a2", "--rank", "3"), "--rank"),
         (("a2", "--resolutions", "many"), "many"),
         (("a2", "--channels", "0"), "--channels"),
         (("none", "--bibtex"), "no paper"),

@@ -91,3 +91,22 @@ def test_a_device_is_locked_by_its_own_name(monkeypatch: pytest.MonkeyPatch, tmp
     monkeypatch.setattr(devices.tempfile, "gettempdir", lambda: str(tmp_path))
     with Device("cuda", "uuid-1", "1").alone():
         assert [path.name for path in tmp_path.iterdir()] == ["ctxbench-uuid-1.lock"]
+
+
+def test_one_devices_lock_keeps_nobody_off_another(tmp_path: Path) -> None:
+    with hold(tmp_path / "lock") as other:
+        with lock(tmp_path / "another", pytest.fail):
+            pass
+        other.kill()
+
+
+def test_without_gpus_none_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert find("cuda") == []
+
+
+@pytest.mark.parametrize(("visible", "expected"), [(None, {}), ("GPU-1", {"CUDA_VISIBLE_DEVICES": "GPU-1"})])
+def test_a_device_changes_no_more_variables_than_it_must(
+    visible: str | None, expected: dict[str, str]
+) -> None:
+    assert Device("cuda", "uuid-1", visible).variables == expected

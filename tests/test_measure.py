@@ -524,3 +524,38 @@ def test_rounds_of_a_throttled_device_do_not_count(
     assert samples == [samples[0] + number for number in range(measure.MIN_ROUNDS)]
     warm = 10.0 + 1 + subjects.WARM_UP["cpu"][0]
     assert samples[0] == warm + min(throttled, 7)
+
+
+def test_throttled_rounds_count_neither_for_a_block_nor_for_the_reference(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    throttled = itertools.chain([False, False], [True] * 30, itertools.repeat(False))
+    monkeypatch.setattr(measure, "is_throttled", lambda device: next(throttled))
+    monkeypatch.setattr(measure, "COOLING_S", 0.0)
+    clock.times = {
+        "none": itertools.count(start=10.0),  # one first call and two of warm-up come before
+        "reference": itertools.chain([1.0] * 5, [1000.0] * 30, itertools.cycle([2.0])),
+    }
+    columns = measured("none")["none"].columns
+    assert json.loads(columns["latency_samples_json"]) == [13.0, 14.0, *map(float, range(45, 53))]
+    assert columns["reference_ms_median"] == 4.0  # of CPU time
+    assert columns["iterations"] == measure.MIN_ROUNDS
+
+
+def test_the_samples_are_recorded_as_the_clock_gave_them(clock: Clock) -> None:
+    times = [5 + number / 7 for number in range(40)]
+    clock.times = {"none": iter([5.0, 5.0, 5.0, *times])}
+    columns = measured("none")["none"].columns
+    seen = times[: columns["iterations"]]
+    assert json.loads(columns["latency_samples_json"]) == [round(time, 6) for time in seen]
+    assert json.loads(columns["latency_cpu_samples_json"]) == [round(2 * time, 6) for time in seen]
+
+
+def test_a_block_that_uses_up_its_time_in_warm_up_takes_part_in_no_round(
+    clock: Clock, rounds: Rounds
+) -> None:
+    clock.times = {"a2": itertools.cycle([60_000.0])}
+    found = dict(group(cells("none,a2"), Settings(timeout_s=30), Monitor()))
+    assert {cell.label: outcome.status for cell, outcome in found.items()} == {"none": "ok", "a2": "timeout"}
+    assert clock.calls.count("a2") == 2, "the first call, and one of warm-up"
+    assert set(rounds.order) == {"none", "reference"}

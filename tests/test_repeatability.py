@@ -56,3 +56,31 @@ def test_the_table_says_how_many_cells_repeat_and_which_do_not(ratio: float, wit
     text = markdown(table)
     assert f"{within} cells repeat within 10%" in text
     assert ("Do not rely on smaller differences for: ham-nmf 8x8." in text) == (ratio == 1.5)
+
+
+def test_inputs_have_a_line_each_with_the_middle_and_the_worst_cell() -> None:
+    ratios = {"a2": 1.08, "ccnet": 1.3, "none": 1.0}
+    rows = [timed(run, 1.0, height=side, cell_id=f"{side:016x}") for side in (64, 8) for run in "abc"]
+    for number, (spec, ratio) in enumerate(ratios.items()):
+        fields = {"cell_id": f"{number:016x}", "spec": spec, "height": 32}
+        rows += [timed("a", 1.0, **fields), timed("b", 1.0, **fields), timed("c", ratio, **fields)]
+    table = repeatability_table(rows)
+    assert table is not None
+    lines = [dict(zip(table.header, line, strict=True)) for line in table.text]
+    assert [line["input"].split(",")[0] for line in lines] == ["1x16x8x8", "1x16x32x8", "1x16x64x8"]
+    middle = lines[1]
+    assert (middle["cells"], middle["runs"], middle["of"]) == ("3", "3", "ccnet")
+    assert (middle["/ matmul, median"], middle["largest"]) == ("8%", "30%")
+    assert (middle["latency, median"], middle["latency, largest"]) == ("0%", "0%")
+    assert "4 of 5 cells repeat within 10% in the ratio to the matrix product." in table.notes
+
+
+def test_no_more_than_five_cells_are_named() -> None:
+    rows = []
+    for number in range(7):
+        fields = {"cell_id": f"{number:016x}", "spec": f"block-{number}"}
+        rows += [timed("a", 1.0, **fields), timed("b", 2.0 + number, **fields)]
+    table = repeatability_table(rows)
+    assert table is not None
+    assert table.notes[-1].startswith("Do not rely on smaller differences for: block-6 8x8, block-5 8x8, ")
+    assert table.notes[-1].endswith(", block-2 8x8 and 2 more.")

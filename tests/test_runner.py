@@ -248,7 +248,8 @@ def test_storage_beyond_all_addresses_is_skipped(tmp_path: Path) -> None:
 
 def test_the_run_tells_its_command_and_its_machine(tmp_path: Path, executions: Executions) -> None:
     run(tmp_path, cells("none"))
-    (about,) = json.loads((tmp_path / "run.json").read_text())
+    (file,) = (tmp_path / "commands").iterdir()
+    about = json.loads(file.read_text())
     assert about["command"].startswith("ctxbench")
     assert about["environment"]["torch"] == torch.__version__
     assert about["environment"]["threads"] == 1

@@ -318,11 +318,10 @@ def test_a_plan_that_cannot_be_read_counts_as_none(store: RunStore, content: str
 
 
 def test_pipes_keep_nobody_waiting(store: RunStore) -> None:
-    for path in (store.plans / "p.json", store.records / f"{cell(1)}.json", store.folder / "run.json"):
+    for path in (store.plans / "p.json", store.records / f"{cell(1)}.json"):
         os.mkfifo(path)
     assert store.planned() == set()
     assert [file.reason for file in store.read()[1]] == ["not a regular file"]
-    store.write_run({"command": "ctxbench"})
 
 
 def test_one_record_can_be_loaded(store: RunStore) -> None:
@@ -355,3 +354,18 @@ def test_what_keeps_a_run_from_being_whole_is_counted(store: RunStore) -> None:
         "1 planned cell(s) without a record",
         "1 failed cell(s)",
     ]
+
+
+def test_a_run_by_another_name_is_the_same_run(store: RunStore, tmp_path: Path) -> None:
+    (tmp_path / "alias").symlink_to(store.folder)
+    store.write(make_record(cell_id=cell(1)))
+    store.write_plan([cell(1), cell(2)])
+    (store.records / f"{cell(3)}.json").write_text("{")
+    reading = Reading.of([store.folder, tmp_path / "alias", store.folder / ".." / store.name])
+    assert (len(reading.records), len(reading.unreadable), reading.missing) == (1, 1, 1)
+    assert reading.rows == [reading.records[0].row]
+
+
+def test_one_folder_without_a_run_among_others_is_the_users_mistake(store: RunStore, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="holds no run"):
+        Reading.of([store.folder, tmp_path])

@@ -407,3 +407,22 @@ def test_what_was_not_timed_side_by_side_is_noted() -> None:
     ]
     assert "Timed apart, in rounds of their own: a, b; c." in board(*records).notes
     assert not [note for note in board(*records[:2]).notes if note.startswith("Timed apart")]
+
+
+def test_every_doubt_is_told() -> None:
+    doubtful = ok("a", latency_cpu_ms_median=0.5, converged=False)
+    assert column(board(doubtful), "flags") == ["not converged; preempted"]
+
+
+def test_what_was_timed_apart_is_told_run_by_run() -> None:
+    records = [
+        ok(spec, latency, run_id=run, rounds_id=rounds * 12)
+        for run, spec, latency, rounds in (
+            ("one", "a", 1.0, "a"),
+            ("one", "b", 2.0, "a"),
+            ("two", "a", 1.5, "b"),
+            ("two", "b", 2.5, "c"),
+        )
+    ]
+    notes = [note for note in board(*records).notes if note.startswith("Timed apart")]
+    assert notes == ["Timed apart, in rounds of their own: a; b."]
