@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
+import itertools
 import pkgutil
 import re
 import typing
@@ -51,30 +52,32 @@ class Option:
 
     @property
     def choices(self) -> tuple[Any, ...]:
-        return typing.get_args(self.annotation) if typing.get_origin(self.annotation) is Literal else ()
+        """The values that are accepted by name."""
+        literal = [kind for kind in self._parts() if typing.get_origin(kind) is Literal]
+        return tuple(itertools.chain.from_iterable(map(typing.get_args, literal)))
 
     @property
     def kind(self) -> str:
         """The accepted values, in words."""
-        if self.choices:
-            return ", ".join(map(str, self.choices[:-1])) + f" or {self.choices[-1]}"
-        return " or ".join(KINDS.get(kind, str(kind)) for kind in self._types())
+        words = [*map(str, self.choices), *(KINDS.get(kind, str(kind)) for kind in self._types())]
+        return ", ".join(words[:-1]) + " or " * (len(words) > 1) + words[-1]
 
-    def _types(self) -> tuple[type, ...]:
+    def _parts(self) -> tuple[Any, ...]:
         if typing.get_origin(self.annotation) in (UnionType, typing.Union):
             return typing.get_args(self.annotation)
         return (self.annotation,)
 
+    def _types(self) -> list[type]:
+        return [kind for kind in self._parts() if typing.get_origin(kind) is not Literal]
+
     def check(self, value: Any) -> Any:
         """Return `value` in the option's own type, or raise ValueError that says what is accepted."""
-        if self.choices:
-            if value in self.choices and not isinstance(value, bool):
-                return value
-        else:
-            for kind in self._types():
-                converted = float(value) if kind is float and type(value) is int else value
-                if type(converted) is kind and in_range(converted):
-                    return converted
+        if value in self.choices and not isinstance(value, bool):
+            return value
+        for kind in self._types():
+            converted = float(value) if kind is float and type(value) is int else value
+            if type(converted) is kind and in_range(converted):
+                return converted
         raise ValueError(f"{self.name}={value!r} is not accepted; use {self.kind}")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import hashlib
 import inspect
@@ -210,7 +211,9 @@ def governor() -> str | None:
 
 def load_average() -> float | None:
     """Processes that wished to run, averaged over the last minute."""
-    return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+    with contextlib.suppress(OSError, AttributeError):  # not told, or not on this system
+        return os.getloadavg()[0]
+    return None
 
 
 def free_bytes(device: str) -> int:

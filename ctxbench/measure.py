@@ -77,7 +77,11 @@ def group(cells: list[Cell], settings: Settings, monitor: Monitor) -> Iterator[t
     try:
         for subject in timed(subjects, reference, settings, monitor):
             del waiting[subject]
-            yield subject.cell, subject.failed or Outcome("ok", subject.columns(reference) | together)
+            try:
+                outcome = subject.failed or Outcome("ok", subject.columns(reference) | together)
+            except Exception as error:  # the clock, or the machine's own figures, could not be read
+                outcome = failure(error, subject.spent_s)
+            yield subject.cell, outcome
     except RAISED as error:  # the reference itself, or the device, gave up
         yield from ((subject.cell, failure(error, subject.spent_s)) for subject in waiting)
 

@@ -32,11 +32,11 @@ def spread(values: list[float]) -> float:
 
 
 def repetitions(rows: list[Row]) -> list[Repetition]:
-    """Cells that were timed in several runs of one environment, those of the largest spread first."""
-    same: dict[tuple[str, str], dict[str, Row]] = {}
+    """Cells that several runs timed with the same code and environment, the largest spread first."""
+    same: dict[tuple[str, str, str], dict[str, Row]] = {}
     for row in sorted(rows, key=lambda row: row["created_utc"]):
         if row[METRIC] is not None and row["latency_ms_median"] is not None:
-            same.setdefault((row["cell_id"], row["env_hash"]), {})[row["run_id"]] = row
+            same.setdefault((row["cell_id"], row["env_hash"], row["code_hash"]), {})[row["run_id"]] = row
     found = []
     for runs in same.values():
         members = list(runs.values())

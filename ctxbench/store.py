@@ -120,16 +120,20 @@ class RunStore:
         """
         text = json.dumps(sorted(cells)) + "\n"
         path = self.plans / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
-        if not path.exists():
-            write_atomically(path, text)
+        with contextlib.suppress(OSError, ValueError):
+            if _read_text(path, MAX_PLAN_BYTES) == text:
+                return
+        write_atomically(path, text)
 
     def planned(self) -> set[str]:
         """The ids of all cells that were ever planned here; a plan that cannot be read counts as none."""
         found: set[str] = set()
         with contextlib.suppress(OSError):
             for path in self.plans.glob("*.json"):
-                with contextlib.suppress(OSError, ValueError, TypeError, RecursionError):
-                    found.update(str(cell) for cell in json.loads(_read_text(path, MAX_PLAN_BYTES)))
+                with contextlib.suppress(OSError, ValueError, RecursionError):
+                    cells = json.loads(_read_text(path, MAX_PLAN_BYTES))
+                    if isinstance(cells, list) and all(isinstance(cell, str) for cell in cells):
+                        found.update(cells)
         return found
 
     def read(self) -> tuple[list[Record], list[Unreadable]]:

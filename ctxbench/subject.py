@@ -52,7 +52,8 @@ class Load:
 
     @torch.no_grad()
     def restore(self) -> None:
-        """Draw the input, or draw it again after a block that may have modified it."""
+        """Draw the input, or draw it again after a block that may have left it otherwise."""
+        self.x.grad = None
         generator = torch.Generator().manual_seed(self.seed)
         self.x.copy_(torch.randn(self.x.shape, generator=generator))
 
@@ -204,6 +205,7 @@ class Subject:
             self.tidy()
         except RAISED as error:
             self.failed = failure(error, self.spent_s)
+            self.tidy()
             return None
         self.calls_s += taken.wall_ms / 1000
         if self.spent_s > self.timeout_s:
@@ -242,7 +244,7 @@ class Subject:
             "latency_ms_ci_low": wall.low,
             "latency_ms_ci_high": wall.high,
             "latency_cpu_ms_median": cpu,
-            "latency_ref_ratio": own / reference.ms,
+            "latency_ref_ratio": own / reference.ms if reference.ms else None,
             "reference_ms_median": reference.ms,
             "reference_gflops": reference.gflops,
             "iterations": len(self.samples),

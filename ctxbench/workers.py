@@ -50,8 +50,10 @@ def settle_in_workers(
     """Settle all batches, one at a time on each device; yields each cell once.
 
     Raises:
-        RunError: when no process can be started.
+        RunError: when there is no device, or no process can be started.
     """
+    if not devices:
+        raise RunError("there is no device to measure on")
     queue = deque(batches)
     busy: dict[Device, Worker] = {}
     try:

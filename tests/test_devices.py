@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -13,6 +14,10 @@ import torch
 
 from ctxbench import devices
 from ctxbench.devices import Device, find, lock
+from ctxbench.errors import RunError
+from ctxbench.measure import Settings
+from ctxbench.monitor import Monitor
+from ctxbench.workers import settle_in_workers
 
 HOLDER = """
 import sys, time
@@ -110,3 +115,25 @@ def test_a_device_changes_no_more_variables_than_it_must(
     visible: str | None, expected: dict[str, str]
 ) -> None:
     assert Device("cuda", "uuid-1", visible).variables == expected
+
+
+def test_a_pipe_in_the_locks_place_keeps_nobody_waiting(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "lock")
+    with lock(tmp_path / "lock", pytest.fail):
+        pass
+
+
+def test_where_there_are_no_locks_a_run_does_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fcntl = pytest.importorskip("fcntl")
+
+    def flock(file: int, how: int) -> None:
+        raise OSError(errno.ENOLCK, "no locks available")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with lock(tmp_path / "lock", pytest.fail):
+        pass
+
+
+def test_without_a_device_there_is_no_run() -> None:
+    with pytest.raises(RunError, match="no device"):
+        list(settle_in_workers([[]], Settings(), [], Monitor()))

@@ -559,3 +559,44 @@ def test_a_block_that_uses_up_its_time_in_warm_up_takes_part_in_no_round(
     assert {cell.label: outcome.status for cell, outcome in found.items()} == {"none": "ok", "a2": "timeout"}
     assert clock.calls.count("a2") == 2, "the first call, and one of warm-up"
     assert set(rounds.order) == {"none", "reference"}
+
+
+# One block's misfortune is no other's
+
+
+class Overflow(torch.autograd.Function):
+    """The identity, whose gradient is infinite at full size."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient * float("inf") if full_size(gradient) else gradient
+
+
+def test_a_gradient_that_is_not_finite_harms_no_other_block(add: Callable[[str, Forward], None]) -> None:
+    add("overflows", Overflow.apply)
+    found = measured("overflows,none,a2", mode="train")
+    status = {name: outcome.status for name, outcome in found.items()}
+    assert status == {"overflows": "invalid", "none": "ok", "a2": "ok"}
+
+
+def test_a_cell_whose_columns_cannot_be_had_is_told_so_and_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    columns = Subject.columns
+
+    def broken(subject: Subject, reference: Reference) -> dict[str, Any]:
+        if subject.cell.label == "none":
+            raise OSError("no clock")
+        return columns(subject, reference)
+
+    monkeypatch.setattr(Subject, "columns", broken)
+    status = {name: outcome.status for name, outcome in measured("none,a2").items()}
+    assert status == {"none": "error", "a2": "ok"}
+
+
+def test_a_reference_too_fast_for_the_clock_gives_no_ratio(clock: Clock) -> None:
+    clock.times = {"reference": itertools.repeat(0.0)}
+    columns = measured("none")["none"].columns
+    assert columns["latency_ref_ratio"] is columns["reference_gflops"] is None

@@ -84,3 +84,7 @@ def test_no_more_than_five_cells_are_named() -> None:
     assert table is not None
     assert table.notes[-1].startswith("Do not rely on smaller differences for: block-6 8x8, block-5 8x8, ")
     assert table.notes[-1].endswith(", block-2 8x8 and 2 more.")
+
+
+def test_runs_of_another_code_are_no_repetition() -> None:
+    assert repetitions([timed("a", 1.0, code_hash="a" * 12), timed("b", 3.0, code_hash="b" * 12)]) == []

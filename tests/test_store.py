@@ -369,3 +369,17 @@ def test_a_run_by_another_name_is_the_same_run(store: RunStore, tmp_path: Path) 
 def test_one_folder_without_a_run_among_others_is_the_users_mistake(store: RunStore, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="holds no run"):
         Reading.of([store.folder, tmp_path])
+
+
+@pytest.mark.parametrize("content", ['"abc"', '{"a": 1}', "[[1], null]"])
+def test_json_of_another_form_is_no_plan(store: RunStore, content: str) -> None:
+    (store.plans / "other.json").write_text(content)
+    assert store.planned() == set()
+
+
+def test_a_damaged_plan_is_mended_by_the_same_command(store: RunStore) -> None:
+    store.write_plan([cell(1)])
+    (path,) = store.plans.iterdir()
+    path.write_text("{")
+    store.write_plan([cell(1)])
+    assert store.planned() == {cell(1)}
