@@ -222,7 +222,9 @@ def blocks_command(
     "--slurm", multiple=True, help="A parameter of each job: partition=gpu, timeout_min=600, mem_gb=32."
 )
 @click.option("--shard", help="Do a part of the plan, as 0/2 and 1/2 on two hosts with one folder.")
-@click.option("--baseline", help="The block that ratios refer to (default: the first).")
+@click.option(
+    "--baseline", help="The block that ratios refer to (default self-attn if it is there, or else the first)."
+)
 @click.option(
     "--out", type=click.Path(path_type=Path), help="Folder of the run (default results/runs/<name>)."
 )
@@ -285,7 +287,7 @@ def profile_command(
     if as_json:
         click.echo(json.dumps([record.model_dump() for record in records], indent=1, allow_nan=False))
     else:
-        print_leaderboards(records, baseline or cells[0].label)
+        print_leaderboards(records, baseline or default_baseline(cells))
         click.echo(f"records: {folder}   page: {shlex.join(['ctxbench', 'report', str(folder)])}")
     return exit_code(records)
 
@@ -493,6 +495,14 @@ def choose_device(wanted: str, elsewhere: bool = False) -> str:
     if wanted != "auto":
         return wanted
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def default_baseline(cells: list[Cell]) -> str:
+    """Self-attention, as in a report, or else the block that was named first."""
+    from ctxbench.report import DEFAULT_BASELINE
+
+    labels = [cell.label for cell in cells]
+    return DEFAULT_BASELINE if DEFAULT_BASELINE in labels else labels[0]
 
 
 def default_name(cells: list[Cell], threads: int) -> str:

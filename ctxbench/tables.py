@@ -145,7 +145,9 @@ def leaderboard_key(row: Row) -> tuple[Any, ...]:
 def leaderboard(rows: list[Row], baseline: str | None) -> Table[Row]:
     """The table of one group."""
     cost = "macs" if rows[0]["estimated"] else "latency_ms_median"
-    units = {row["run_id"]: row[cost] for row in rows if row["spec"] == baseline}
+    units = {
+        row["run_id"]: row[cost] for row in rows if row["spec"] == baseline and row["status"] != "invalid"
+    }
     ranked = [row | {"ratio": ratio(row[cost], units.get(row["run_id"]))} for row in map(trusted, rows)]
     ranked.sort(
         key=lambda row: (row["status"] in FAILED, row[cost] is None, row[cost] or 0, row["macs"] or 0)
