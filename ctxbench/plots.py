@@ -120,7 +120,7 @@ def figures(frame: pd.DataFrame) -> list[Picture]:
                 caption = f"Latency, median with its 95 % interval ({about})"
                 found.append(Picture(f"latency-{name}", caption, figure))
             if figure := latency_against_memory(members, look, about):
-                caption = f"Latency against predicted peak memory ({about}); no other block lies below and left of the line"
+                caption = f"Latency against predicted peak memory ({about}); of the blocks that do work, none lies below and left of the line"
                 found.append(Picture(f"pareto-{name}", caption, figure))
     return found
 
