@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import time
@@ -66,7 +67,7 @@ class Part:
         """What Slurm is to start again when it takes the node away: records are kept, the rest is missing."""
         import submitit
 
-        return submitit.helpers.DelayedSubmission(Part(dataclasses.replace(self.run, fresh=False)))
+        return submitit.helpers.DelayedSubmission(self)
 
 
 class Log(Reporter):
@@ -102,16 +103,20 @@ class Submission:
             RunError: when jobs end and cells have no record.
         """
         reporter = reporter or Reporter()
-        known = {} if self.run.fresh else self.run.known_records()
+        executor = self.executor()
+        known = self.run.known_records()
         missing = [cell for cell in self.run.cells if cell.id not in known]
         reporter.started(len(self.run.cells), list(known.values()))
         if missing:
             whole = groups(missing)
             count = min(self.jobs, len(whole))
             parts = [[cell for group in whole[first::count] for cell in group] for first in range(count)]
-            runs = [dataclasses.replace(self.run, cells=part, plan=self.run.planned) for part in parts]
+            once = dataclasses.replace(self.run, plan=self.run.planned, fresh=False)
+            runs = [dataclasses.replace(once, cells=part) for part in parts]
+            self.run.store.write_plan(self.run.planned)
+            self.run.note_command()
             before = {cell.id: self.run.store.load(cell.id) for cell in missing}
-            known |= self.carry_out([Part(run) for run in runs], before, reporter)
+            known |= self.carry_out(executor, [Part(run) for run in runs], before, reporter)
         if lost := [cell for cell in self.run.cells if cell.id not in known]:
             raise RunError(
                 f"{len(lost)} of {len(self.run.cells)} cells have no record; the same command submits them "
@@ -125,10 +130,13 @@ class Submission:
         return self.run.store.folder / "jobs"
 
     def carry_out(
-        self, parts: list[Part], before: dict[str, Record | None], reporter: Reporter
+        self,
+        executor: submitit.AutoExecutor,
+        parts: list[Part],
+        before: dict[str, Record | None],
+        reporter: Reporter,
     ) -> dict[str, Record]:
         """The records that jobs write for the cells of `before`, which holds those that were there."""
-        executor = self.executor()
         jobs: list[submitit.Job[str | None]] = []
         try:
             for part in parts:
@@ -137,7 +145,8 @@ class Submission:
             return self.wait(jobs, before, reporter)
         except BaseException:
             for job in jobs:
-                job.cancel()
+                with contextlib.suppress(Exception):  # whatever one job says, take back the others
+                    job.cancel(check=False)
             raise
 
     def executor(self) -> submitit.AutoExecutor:

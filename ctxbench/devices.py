@@ -32,7 +32,7 @@ class Device:
 
     @contextlib.contextmanager
     def alone(self, tell: Callable[[str], None] = lambda text: None) -> Iterator[None]:
-        """Keep other runs of ctxbench on this host off a GPU; waits until they are done."""
+        """Keep other runs of ctxbench on this host off a GPU; first waits until they are done."""
         if self.kind == "cpu":
             yield
             return

@@ -217,7 +217,7 @@ def cuda_device(index: int) -> Verdict:
 def workers() -> Iterator[Verdict]:
     """What keeps a cell from harming the run, and lets its process start fast."""
     forkserver = "forkserver" in multiprocessing.get_all_start_methods()
-    slow = "no forkserver: each worker process loads torch anew, which takes seconds"
+    slow = "no forkserver: cells run with --executor inline alone, where one that crashes ends the run"
     yield judged(forkserver, "worker processes start from a forkserver", slow)
     who = "a cell, not the run, is ended where memory runs out"
     anyone = f"{OOM_SCORE} cannot be written: where memory runs out, the run itself may be ended"

@@ -80,27 +80,6 @@ def wait_passively() -> None:
     os.environ.setdefault(WAIT_POLICY, "PASSIVE")
 
 
-def pin(threads: int) -> None:
-    """Set what would otherwise differ from one machine or version to the next.
-
-    Threads as given. Full float32 in products and convolutions alike: out of the box, CUDA's
-    convolutions round to TF32 and its matrix products do not, which would favour blocks made of
-    convolutions. No search among cuDNN's kernels. Fused attention by flash, memory-efficient or
-    unfused kernels; which of them ran is recorded with each cell.
-    """
-    import torch
-
-    keep_freed_memory()
-    torch.set_num_threads(threads)
-    torch.backends.cuda.matmul.fp32_precision = "ieee"
-    torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
-    torch.backends.cudnn.benchmark = False
-    torch.backends.cuda.enable_flash_sdp(True)
-    torch.backends.cuda.enable_mem_efficient_sdp(True)
-    torch.backends.cuda.enable_math_sdp(True)
-    torch.backends.cuda.enable_cudnn_sdp(False)
-
-
 def flags() -> dict[str, str]:
     """Settings from outside that change how fast PyTorch is: variables, and the CPU's instruction set."""
     import torch
@@ -226,14 +205,18 @@ def free_bytes(device: str) -> int:
     return int(max(0, min(psutil.virtual_memory().available, free_in_cgroup()) - 2**30))
 
 
-def free_in_cgroup() -> int | float:
-    """Bytes that a container's limit (control groups, version 2) leaves; infinite without one."""
-    folder = Path("/sys/fs/cgroup")
+def free_in_cgroup(folder: Path = Path("/sys/fs/cgroup")) -> int | float:
+    """Bytes that a container's limit (control groups, version 2) leaves; infinite without one.
+
+    Copies of files that nobody is using count as free: the system drops them when it needs room.
+    """
     try:
         limit, used = (int((folder / name).read_text()) for name in ("memory.max", "memory.current"))
-    except (OSError, ValueError):
+        lines = (folder / "memory.stat").read_text().splitlines()
+        spare = sum(int(line.split()[1]) for line in lines if line.startswith("inactive_file "))
+    except (OSError, ValueError, IndexError):
         return float("inf")
-    return limit - used
+    return limit - used + spare
 
 
 @cache

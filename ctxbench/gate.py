@@ -5,22 +5,16 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 import blocks
+from ctxbench import pinning
 
 # Largest relative error (Euclidean norm) against the same block in float64.
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.float16: 1e-1, torch.bfloat16: 1e-1}
 TINY = 1e-30
-SETTINGS: tuple[tuple[Callable[[], Any], Callable[[Any], Any]], ...] = (
-    (torch.get_num_threads, torch.set_num_threads),
-    (torch.is_grad_enabled, torch.set_grad_enabled),
-    (torch.get_default_dtype, torch.set_default_dtype),
-    (torch.are_deterministic_algorithms_enabled, torch.use_deterministic_algorithms),
-)
 PROBE = (2, 9, 7)  # batch, height, width: small, odd and not square
 
 
@@ -52,14 +46,9 @@ def check(create: Callable[[], blocks.ContextBlock], device: str, dtype: torch.d
 @contextlib.contextmanager
 def untouched_settings() -> Iterator[None]:
     """Whatever a block sets in torch as a whole would change the other blocks' times; it is set back."""
-    before = [get() for get, _ in SETTINGS]
-    try:
+    with pinning.restored() as kept:
         yield
-    finally:
-        after = [get() for get, _ in SETTINGS]
-        for (_, put), value in zip(SETTINGS, before, strict=True):
-            put(value)
-    require(after == before, "torch's own settings are left as they are")
+    require(all(kept), "torch's own settings are left as they are")
 
 
 def wake(block: blocks.ContextBlock) -> blocks.ContextBlock:

@@ -3,18 +3,68 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import Any
 
 import torch
 
+from ctxbench.clocks import Sample, cuda_clock
+from ctxbench.errors import RAISED, first_line
+from ctxbench.statistics import median
+
 WARM_UP = 3
-SHARE = 1 / 20  # of the device's memory that one graph may hold while other blocks are measured
+FEWEST, MOST = 10, 1000  # replays
+ENOUGH_S = 0.5
 
 
-def capture(call: Callable[[], object], tidy: Callable[[], None]) -> Callable[[], None]:
-    """Record `call`; `tidy` drops what it leaves behind. Returns what replays it.
+@dataclass(frozen=True)
+class Replays:
+    """The times of a graph's replays, or the reason why there are none; and the seconds all of it took."""
+
+    seconds: float
+    samples: list[Sample] = field(default_factory=list)
+    reason: str | None = None
+
+    @property
+    def columns(self) -> dict[str, Any]:
+        """The columns of the record that speak of the graph."""
+        if not self.samples:
+            return {"graph_reason": self.reason}
+        wall = median([sample.wall_ms for sample in self.samples])
+        return {
+            "latency_graph_ms_median": wall.value,
+            "latency_graph_ms_ci_low": wall.low,
+            "latency_graph_ms_ci_high": wall.high,
+        }
+
+
+def replayed(call: Callable[[], object], tidy: Callable[[], None], device: int) -> Replays:
+    """Capture `call` and time its replays; the graph and its memory are given up again.
+
+    `tidy` drops what a call leaves behind. What cannot be captured, such as a wait for the device, is
+    no error of the block's.
+    """
+    start = perf_counter()
+    try:
+        clock, graph = cuda_clock(device), capture(call, tidy)
+        samples: list[Sample] = []
+        while len(samples) < FEWEST or (len(samples) < MOST and spent(samples) < ENOUGH_S):
+            samples.append(clock(graph.replay))
+    except RAISED as error:
+        return Replays(perf_counter() - start, reason=first_line(error))
+    return Replays(perf_counter() - start, samples)
+
+
+def spent(samples: list[Sample]) -> float:
+    return sum(sample.wall_ms for sample in samples) / 1000
+
+
+def capture(call: Callable[[], object], tidy: Callable[[], None]) -> torch.cuda.CUDAGraph:
+    """Record `call`, after a few calls on a stream of their own as capturing asks for.
 
     Raises:
-        Exception: whatever stops a call from being recorded, such as a wait for the device.
+        Exception: whatever stops a call from being recorded.
     """
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
@@ -27,10 +77,4 @@ def capture(call: Callable[[], object], tidy: Callable[[], None]) -> Callable[[]
     with torch.cuda.graph(graph):
         call()
     tidy()
-    replay: Callable[[], None] = graph.replay
-    return replay
-
-
-def too_large(predicted_bytes: int) -> bool:
-    """Whether a graph would hold so much that the other blocks of its group lack it."""
-    return predicted_bytes > SHARE * torch.cuda.get_device_properties().total_memory
+    return graph

@@ -14,7 +14,7 @@ from time import perf_counter, sleep
 
 import torch
 
-from ctxbench import environment, gate
+from ctxbench import gate, graphs, pinning
 from ctxbench.clocks import frequency_mhz, rated_mhz
 from ctxbench.errors import RAISED
 from ctxbench.monitor import Monitor
@@ -50,10 +50,11 @@ def group(cells: list[Cell], settings: Settings, monitor: Monitor) -> Iterator[t
 
     All blocks get the same input. They are timed in rounds: each round calls every block and the
     reference once, in random order, so that a drift of the machine meets all alike. A block leaves
-    when it has settled or its calls have taken its budget, but not before MIN_ROUNDS.
+    when it has settled or its calls have taken its budget, but not before MIN_ROUNDS. CUDA graphs come
+    last, one at a time: each holds memory of its own, and one that fails may leave the device unusable.
     """
     try:
-        environment.pin(settings.threads)
+        pinning.pin(settings.threads)
         if cells[0].compiled:
             prepare_compiler()
         load = Load.of(cells[0])
@@ -74,6 +75,7 @@ def group(cells: list[Cell], settings: Settings, monitor: Monitor) -> Iterator[t
             yield cell, failure(error, perf_counter() - start)
     together = {"rounds_id": secrets.token_hex(6)}
     waiting = dict.fromkeys(subjects)
+    to_capture: list[tuple[Subject, Outcome]] = []
     try:
         for subject in timed(subjects, reference, settings, monitor):
             del waiting[subject]
@@ -81,9 +83,18 @@ def group(cells: list[Cell], settings: Settings, monitor: Monitor) -> Iterator[t
                 outcome = subject.failed or Outcome("ok", subject.columns(reference) | together)
             except Exception as error:  # the clock, or the machine's own figures, could not be read
                 outcome = failure(error, subject.spent_s)
-            yield subject.cell, outcome
+            if load.x.is_cuda and outcome.status == "ok" and not subject.cell.compiled:
+                to_capture.append((subject, outcome))
+            else:
+                yield subject.cell, outcome
     except RAISED as error:  # the reference itself, or the device, gave up
         yield from ((subject.cell, failure(error, subject.spent_s)) for subject in waiting)
+    for subject, outcome in to_capture:
+        monitor.taking(subject.cell)
+        monitor.working(f"capturing {subject.cell.label}")
+        graph = graphs.replayed(subject.call, subject.tidy, load.x.get_device())
+        outcome.columns |= graph.columns | {"wall_s": subject.spent_s + graph.seconds}
+        yield subject.cell, outcome
 
 
 def timed(

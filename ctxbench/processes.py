@@ -1,4 +1,4 @@
-"""Where worker processes come from: a server with torch loaded, or fresh interpreters where there is none.
+"""Where worker processes come from: a server with torch loaded.
 
 This module imports nothing heavy, so that the server can load torch while this process does.
 """
@@ -9,11 +9,17 @@ import contextlib
 import multiprocessing
 from typing import Any
 
+from ctxbench.errors import UsageError
+
 
 def context() -> Any:
-    """What makes processes: 0.3 s each from the server, seconds for a fresh one."""
+    """What makes processes, in 0.2 s each instead of the seconds of a fresh interpreter.
+
+    Raises:
+        UsageError: on a system without process groups, which are ended as a whole.
+    """
     if "forkserver" not in multiprocessing.get_all_start_methods():
-        return multiprocessing.get_context("spawn")
+        raise UsageError("worker processes need Linux or macOS; measure in this one with --executor inline")
     forkserver = multiprocessing.get_context("forkserver")
     forkserver.set_forkserver_preload(["click", "ctxbench.preload"])
     return forkserver
@@ -21,8 +27,8 @@ def context() -> Any:
 
 def start_server() -> None:
     """Start the server ahead of its first use; if it cannot be started, its first use will say so."""
-    if context().get_start_method() == "forkserver":
-        from multiprocessing import forkserver
+    context()
+    from multiprocessing import forkserver
 
-        with contextlib.suppress(OSError):
-            forkserver.ensure_running()
+    with contextlib.suppress(OSError):
+        forkserver.ensure_running()

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import blocks
-from ctxbench import devices, environment, workers
+from ctxbench import devices, environment, pinning, workers
 from ctxbench.cost import Cost
 from ctxbench.errors import UsageError
 from ctxbench.measure import Settings
@@ -34,7 +34,8 @@ class Run:
         device: "cpu" or "cuda".
         where: in processes of their own ("workers"), or in this one ("inline"), where a cell that
             hangs or crashes takes the run with it.
-        fresh: measure again what is known.
+        fresh: measure again what is known; it is set aside first, so that what follows can be resumed.
+        command: the words this run was asked for with.
     """
 
     cells: list[Cell]
@@ -44,6 +45,7 @@ class Run:
     where: Where = "workers"
     fresh: bool = False
     plan: list[str] | None = None
+    command: str = field(default_factory=environment.command_line)
 
     @property
     def planned(self) -> list[str]:
@@ -56,26 +58,19 @@ class Run:
         A record of older code counts as none.
 
         Raises:
-            UsageError: when the folder holds measurements of another environment.
+            UsageError: when some of these cells were measured in another environment.
             RunError: when a record cannot be written, or no process be started.
         """
         reporter = reporter or Reporter()
-        environment.pin(self.settings.threads)
+        known = self.known_records()
+        pinning.pin(self.settings.threads)
         columns = environment.capture(self.device, self.settings.threads)
-        known = {} if self.fresh else self.known_records()
         refuse_other_environment(list(known.values()), columns)
         missing = [cell for cell in self.cells if cell.id not in known]
         reporter.started(len(self.cells), list(known.values()))
         if missing:
             self.store.write_plan(self.planned)
-            self.store.write_command(
-                {
-                    "command": environment.command_line(),
-                    "started_utc": now(),
-                    "environment": columns,
-                    "details": environment.details(self.device),
-                }
-            )
+            self.note_command(environment=columns, details=environment.details(self.device))
         with closing(self.settle(missing, reporter)) as settled:
             for it in settled:
                 record = make_record(it, columns, self.store.name)
@@ -84,20 +79,26 @@ class Run:
                 reporter.finished(record)
         return [known[cell.id] for cell in self.cells]
 
+    def note_command(self, **about: Any) -> None:
+        """Write down what was asked for, when, and what else is known of it."""
+        self.store.write_command({"command": self.command, "started_utc": now()} | about)
+
     def settle(self, cells: list[Cell], reporter: Reporter) -> Generator[Settled, None, None]:
+        found = devices.find(self.device)
         if self.where == "workers":
-            found = devices.find(self.device)
             yield from workers.settle_in_workers(batches(cells), self.settings, found, reporter)
         else:
             for batch in batches(cells):
-                yield from settle(batch, self.settings, reporter)
+                yield from settle(batch, self.settings, found[0], reporter)
 
     def known_records(self) -> dict[str, Record]:
         """The records of this plan's cells that the folder holds, made by the present code.
 
-        What was skipped is tried again: memory may have become free.
+        What was skipped is tried again: memory may have become free. A fresh run sets all aside.
         """
         wanted = {cell.id for cell in self.cells}
+        if self.fresh:
+            self.store.set_aside(wanted)
         return {
             record.cell_id: record
             for record in self.store.read()[0]

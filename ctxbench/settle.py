@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 from collections.abc import Iterator
@@ -12,11 +13,13 @@ import torch
 
 from ctxbench import environment, measure
 from ctxbench.cost import Cost, estimate
+from ctxbench.devices import Device
 from ctxbench.errors import RAISED, first_line
 from ctxbench.measure import Settings
 from ctxbench.monitor import Monitor
 from ctxbench.outcome import Outcome, failure
 from ctxbench.spec import Cell
+from ctxbench.subject import REFERENCE_SIDE
 
 MEMORY_FACTOR = 1.15  # kernels' work space beyond the tensors
 MAPS_BESIDE = 4  # input, output's gradient, and the copies a CPU convolution makes of a map
@@ -42,8 +45,17 @@ def batches(cells: list[Cell]) -> list[list[Cell]]:
     return [list(members) for _, members in together]
 
 
-def settle(cells: list[Cell], settings: Settings, monitor: Monitor) -> Iterator[Settled]:
-    """Every cell of one batch with its cost and what became of it, as soon as it is known."""
+def settle(cells: list[Cell], settings: Settings, device: Device, monitor: Monitor) -> Iterator[Settled]:
+    """Every cell of one batch with its cost and what became of it, as soon as it is known.
+
+    While anything runs on a device, this is the only run of ctxbench there.
+    """
+    with contextlib.nullcontext() if cells[0].estimated else device.alone(monitor.working):
+        yield from settle_alone(cells, settings, monitor)
+
+
+def settle_alone(cells: list[Cell], settings: Settings, monitor: Monitor) -> Iterator[Settled]:
+    """Estimates all cells, then measures those that can be."""
     costs: dict[Cell, Cost] = {}
     for cell in cells:
         monitor.taking(cell)
@@ -64,7 +76,8 @@ def settle(cells: list[Cell], settings: Settings, monitor: Monitor) -> Iterator[
         members = list(costs)
         if members[0].device == "cpu":
             monitor.needing(max(needed_bytes(cell, cost) for cell, cost in costs.items()))
-        monitor.measuring(f"measuring {len(members)} blocks, {describe(members[0], block=False)}")
+        what = members[0].label if len(members) == 1 else f"{len(members)} blocks"
+        monitor.measuring(f"measuring {what}, {describe(members[0], block=False)}")
         for cell, outcome in measure.group(members, settings, monitor):
             yield Settled(cell, costs[cell], outcome)
 
@@ -108,9 +121,10 @@ def too_large(cell: Cell, cost: Cost) -> Outcome | None:
 
 
 def needed_bytes(cell: Cell, cost: Cost) -> int:
-    """The predicted peak with the input, and with a margin for what kernels take beside their tensors."""
+    """The predicted peak with the input, the matrices of the reference, and a margin for kernels' work space."""
     one_map = math.prod(cell.shape) * getattr(torch, cell.dtype).itemsize
-    return int(cost.memory_bytes * MEMORY_FACTOR) + MAPS_BESIDE * one_map
+    reference = 3 * REFERENCE_SIDE[cell.device] ** 2 * getattr(torch, cell.dtype).itemsize
+    return int(cost.memory_bytes * MEMORY_FACTOR) + MAPS_BESIDE * one_map + reference
 
 
 def gib(count: int) -> str:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import hashlib
 import json
 import os
 import re
 import secrets
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,6 +45,8 @@ class Unreadable:
 
 class RunStore:
     """The folder of one run: `records/<cell id>.json`, `plans/<hash>.json`, `commands/<moment>.json`.
+
+    Records that were measured anew are kept in `replaced/<moment>/`, which nothing reads.
 
     Several processes may write to it: a record is complete or absent, and the last one wins.
     """
@@ -99,6 +103,25 @@ class RunStore:
 
     def write(self, record: Record) -> None:
         write_atomically(self.records / f"{record.cell_id}.json", record.to_json())
+
+    def set_aside(self, cells: Iterable[str]) -> None:
+        """Take the records of these cells out of the run, and keep them in `replaced/`.
+
+        Raises:
+            WriteError: naming the folder and the reason.
+        """
+        there = [path for cell in cells if (path := self.records / f"{cell}.json").exists()]
+        if not there:
+            return
+        moment = datetime.datetime.now(datetime.UTC).strftime("%Y%m%dT%H%M%S")
+        folder = self.folder / "replaced" / f"{moment}-{secrets.token_hex(4)}"
+        try:
+            folder.mkdir(parents=True)
+            for path in there:
+                with contextlib.suppress(FileNotFoundError):  # another writer was first
+                    os.replace(path, folder / path.name)
+        except OSError as error:
+            raise WriteError(f"cannot write {folder}: {error.strerror}") from error
 
     def load(self, cell_id: str) -> Record | None:
         """The record of one cell; None if there is none, or none that can be read."""

@@ -15,10 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from ctxbench import environment, gate, graphs
+from ctxbench import environment, gate
 from ctxbench.clocks import Sample, cpu_clock, cuda_clock, frequency_mhz
 from ctxbench.cost import Spy, count_with_fvcore
-from ctxbench.errors import RAISED, first_line
+from ctxbench.errors import RAISED
 from ctxbench.outcome import Outcome, failure, overdue
 from ctxbench.spec import Cell
 from ctxbench.statistics import Median, median
@@ -30,7 +30,7 @@ AGREEMENT = 0.1
 SHORTEST_MS = 1.0  # a CPU's sample of inference: below, the clock and cold caches would be most of it
 MOST_CALLS = 1000  # in one sample
 REFERENCE_SIDE = {"cpu": 768, "cuda": 8192}
-FUSED = "_scaled_dot_product_"
+FUSED, UNFUSED = "_scaled_dot_product_", {"attention_math"}
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,6 @@ class Subject:
     def __init__(self, cell: Cell, load: Load, start: float, timeout_s: float = float("inf")) -> None:
         self.cell, self.x, self.gradient, self.timeout_s = cell, load.x, load.gradient, timeout_s
         self.samples: list[Sample] = []
-        self.graph_samples: list[Sample] = []
         self.failed: Outcome | None = None
         self.calls_s = 0.0  # spent in warm-up and timed calls
         self.repeats = 1  # calls in one sample
@@ -85,7 +84,6 @@ class Subject:
         self.first_call_ms = self.first_call()
         self.memory_bytes = self.allocator_peak() if load.x.is_cuda else None
         self.fvcore = None if cell.compiled else count_with_fvcore(self.eager, self.x.detach())
-        self.replay, self.graph_reason = self.graph()
         self.preparation_s = perf_counter() - start
 
     def call(self) -> Tensor:
@@ -155,19 +153,6 @@ class Subject:
         storages = {storage.data_ptr(): storage.nbytes() for storage in map(Tensor.untyped_storage, own)}
         return above + sum(storages.values())
 
-    def graph(self) -> tuple[Callable[[], None] | None, str | None]:
-        """What replays the call as a CUDA graph, or why there is none."""
-        if not self.x.is_cuda or self.cell.compiled:
-            return None, None
-        if graphs.too_large(self.memory_bytes or 0):
-            return None, "needs too much memory to be kept beside the other blocks"
-        try:
-            return graphs.capture(self.call, self.tidy), None
-        except RAISED as error:
-            torch.cuda.synchronize()
-            self.tidy()
-            return None, first_line(error)
-
     def warm_up(self) -> None:
         """Call until it is done often and long enough, and two calls took about the same time."""
         calls, seconds = WARM_UP[self.cell.device]
@@ -186,17 +171,13 @@ class Subject:
             )
 
     def sample(self) -> None:
-        """One timed call, and one as a graph where there is one."""
-        sample = self.attempt()
-        if sample is None:
-            return
-        self.samples.append(sample)
-        if self.replay is not None:
-            self.graph_samples.append(self.clock(self.replay))
+        """One timed call."""
+        if sample := self.attempt():
+            self.samples.append(sample)
 
     def forget_last(self) -> None:
         """Drop the last timed call: the device did not run at its speed."""
-        del self.samples[-1:], self.graph_samples[-1:]
+        del self.samples[-1:]
 
     def attempt(self) -> Sample | None:
         """The time of one call; one that raises, or uses up the cell's time, is the end of this subject."""
@@ -231,6 +212,12 @@ class Subject:
     def converged(self) -> bool:
         return bool(self.samples) and self.wall.half_width <= HALF_WIDTH[self.cell.device]
 
+    @property
+    def attention_backend(self) -> str | None:
+        """The kernels of fused attention; of a compiled block, those that it has when it is not."""
+        names = ", ".join(sorted(self.attention_kernels))
+        return f"{names} (eager)" if names and self.cell.compiled else names or None
+
     def columns(self, reference: Reference) -> dict[str, Any]:
         """The measured columns of the record."""
         wall, cpu = self.wall, median([sample.cpu_ms for sample in self.samples]).value
@@ -254,21 +241,11 @@ class Subject:
             "images_per_s": 1000 * self.cell.batch / wall.value if wall.value else None,
             "latency_samples_json": json.dumps([round(sample.wall_ms, 6) for sample in self.samples]),
             "latency_cpu_samples_json": json.dumps([round(sample.cpu_ms, 6) for sample in self.samples]),
-            "sdpa_backend": ", ".join(sorted(self.attention_kernels)) or None,
+            "sdpa_backend": self.attention_backend,
             "clock_mhz": frequency_mhz(self.cell.device),
             "load_average": environment.load_average(),
             "macs_fvcore": self.fvcore and self.fvcore.macs,
             "fvcore_missed_json": self.fvcore and json.dumps(self.fvcore.missed_ops),
-        } | self.graph_columns()
-
-    def graph_columns(self) -> dict[str, Any]:
-        if not self.graph_samples:
-            return {"graph_reason": self.graph_reason}
-        wall = median([sample.wall_ms for sample in self.graph_samples])
-        return {
-            "latency_graph_ms_median": wall.value,
-            "latency_graph_ms_ci_low": wall.low,
-            "latency_graph_ms_ci_high": wall.high,
         }
 
 
@@ -284,13 +261,13 @@ class AttentionKernels(TorchFunctionMode):
             return function(*args, **(kwargs or {}))
         with KernelNames() as names:
             result = function(*args, **(kwargs or {}))
-        fused = {name for name in names.seen if name.startswith(FUSED)}
-        self.kernels |= {name.removeprefix(FUSED) for name in fused} or {"math"}
+        kernels = {name.removeprefix(FUSED) for name in names.seen if name.startswith(FUSED)} - UNFUSED
+        self.kernels |= kernels or ({"math"} if names.seen - {function.__name__} else set())
         return result
 
 
 class KernelNames(Spy):
-    """The names of all operators that were called."""
+    """The names of all operators that were called, and of those they are made of."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -298,7 +275,9 @@ class KernelNames(Spy):
 
     def __torch_dispatch__(self, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.seen.add(operator.overloadpacket.__name__)
-        return operator(*args, **(kwargs or {}))
+        with self:  # in inference mode a compound operator arrives whole
+            result = operator.decompose(*args, **(kwargs or {}))
+        return operator(*args, **(kwargs or {})) if result is NotImplemented else result
 
 
 class Reference:
@@ -306,7 +285,7 @@ class Reference:
 
     def __init__(self, like: Tensor) -> None:
         self.side = REFERENCE_SIDE[like.device.type]
-        a, b = torch.randn(2, self.side, self.side).to(like.device, like.dtype)
+        a, b = torch.randn(2, self.side, self.side, device=like.device, dtype=like.dtype)
         self.product = lambda: torch.mm(a, b)
         self.on_cuda = like.is_cuda
         self.clock = cuda_clock(like.get_device()) if like.is_cuda else cpu_clock

@@ -88,7 +88,7 @@ class Worker:
         self.pending = dict(enumerate(cells))
         self.costs: dict[int, Cost] = {}
         self.hand = processes.RawArray("d", [NOBODY, math.inf])  # number of a cell, and since when
-        self.overdue_s: float | None = None
+        self.overdue: tuple[int, float] | None = None  # the cell that used up its time, and how much it was
         self.fatal: str | None = None
         self.connection, sending = processes.Pipe(duplex=False)
         arguments = (sending, self.hand, cells, settings, device)
@@ -124,9 +124,10 @@ class Worker:
 
     def is_over(self) -> bool:
         """Whether the process has ended; one whose cell has used up its time is made to."""
-        in_hand_s = monotonic() - self.hand[1]
-        if self.process.exitcode is None and in_hand_s > self.timeout_s:
-            self.overdue_s = in_hand_s
+        number, since, still = int(self.hand[0]), self.hand[1], int(self.hand[0])
+        in_hand_s = monotonic() - since
+        if self.process.exitcode is None and number == still and in_hand_s > self.timeout_s:
+            self.overdue = (number, in_hand_s)
             self.stop()
         if self.process.exitcode is None:
             return False
@@ -141,12 +142,13 @@ class Worker:
         """
         if not self.pending:
             return [], []
-        number = int(self.hand[0])
-        number = number if number in self.pending else next(iter(self.pending))
+        number, taken_s = self.overdue or (int(self.hand[0]), 0.0)
+        sure = number in self.pending  # and not caught between two cells
+        number = number if sure else next(iter(self.pending))
         suspect, cost = self.pending.pop(number), self.costs.get(number)
         others = [list(self.pending.values())] if self.pending else []
-        if self.overdue_s is not None:
-            return [Settled(suspect, cost, overdue(self.timeout_s, self.overdue_s))], others
+        if self.overdue is not None and (sure or len(self.cells) == 1):
+            return [Settled(suspect, cost, overdue(self.timeout_s, taken_s))], others
         if len(self.cells) == 1:
             return [Settled(suspect, cost, Outcome("crashed", {"reason": self.last_words()}))], others
         return [], [[suspect], *others]
@@ -224,14 +226,14 @@ def work(
     if device.kind == "cpu":
         teller.needing(environment.free_bytes("cpu"))
     try:
-        with device.alone(teller.working):
-            for it in settle(cells, settings, teller):
-                teller.taking(None)
-                sending.send(Answer(teller.numbers[it.cell], it.cost, it.outcome))
+        for it in settle(cells, settings, device, teller):
+            teller.taking(None)
+            sending.send(Answer(teller.numbers[it.cell], it.cost, it.outcome))
     except BaseException as error:  # an interrupt of the block's own, a pipe that it closed
         with contextlib.suppress(OSError):
             sending.send(Fatal(f"{type(error).__name__}: {first_line(error)}"))
         os._exit(1)
+    os._exit(0)  # without waiting for threads that a block may have left running
 
 
 class Teller(Monitor):

@@ -153,11 +153,24 @@ def assert_only_this_process_is_left(folder: Path) -> None:
         os.chdir(here)
 
 
-def test_a_part_that_is_taken_away_goes_on_with_what_is_missing(tmp_path: Path) -> None:
-    part = Part(run(tmp_path / "run", cells(), fresh=True))
-    again = part.checkpoint().function
-    assert again.run.cells == part.run.cells
-    assert not again.run.fresh
+def test_a_part_that_is_taken_away_goes_on_with_what_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also one of a fresh run: what was measured anew is not measured a third time."""
+    Submission(run(tmp_path / "run", cells())).execute()
+    parts: list[Part] = []
+
+    def submitted(executor: Any, part: Part) -> None:
+        parts.append(part)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cluster, "submitted", submitted)
+    with pytest.raises(KeyboardInterrupt):
+        Submission(run(tmp_path / "run", cells(), fresh=True)).execute()
+    (part,) = parts
+    assert part.checkpoint().function == part
+    assert not part.run.fresh
+    assert part.run.known_records() == {}, "the old records are set aside"
 
 
 @pytest.mark.parametrize(

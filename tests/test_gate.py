@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -252,14 +252,34 @@ def test_the_distance_from_a_reference_is_relative_and_infinite_where_a_value_is
     assert gate.relative_error(torch.ones(2), torch.zeros(2)) > 1e20
 
 
-class Meddles(Good):
-    def forward(self, x: Tensor) -> Tensor:
-        torch.set_num_threads(torch.get_num_threads() + 1)
-        return super().forward(x)
+@pytest.mark.parametrize(
+    ("get", "meddle"),
+    [
+        (torch.get_num_threads, lambda: torch.set_num_threads(torch.get_num_threads() + 1)),
+        (
+            lambda: torch.backends.cudnn.benchmark,
+            lambda: setattr(torch.backends.cudnn, "benchmark", True),
+        ),
+        (
+            torch.backends.cuda.math_sdp_enabled,
+            lambda: torch.backends.cuda.enable_math_sdp(False),
+        ),
+        (
+            lambda: torch.backends.cuda.matmul.fp32_precision,
+            lambda: setattr(torch.backends.cuda.matmul, "fp32_precision", "tf32"),
+        ),
+    ],
+    ids=["threads", "cudnn.benchmark", "math_sdp", "precision"],
+)
+def test_a_block_that_changes_torch_itself_is_refused_and_the_change_undone(
+    get: Callable[[], Any], meddle: Callable[[], None]
+) -> None:
+    class Meddles(Good):
+        def forward(self, x: Tensor) -> Tensor:
+            meddle()
+            return super().forward(x)
 
-
-def test_a_block_that_changes_torch_itself_is_refused_and_the_change_undone() -> None:
-    threads = torch.get_num_threads()
+    before = get()
     with pytest.raises(gate.BrokenRuleError, match="torch's own settings"):
         gate.check(Meddles, "cpu", torch.float32)
-    assert torch.get_num_threads() == threads
+    assert get() == before

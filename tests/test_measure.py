@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import blocks
 from blocks import registry
@@ -22,7 +23,7 @@ from ctxbench.measure import Settings, group
 from ctxbench.monitor import Monitor
 from ctxbench.outcome import Outcome
 from ctxbench.spec import Cell, Grid
-from ctxbench.subject import Reference, Subject
+from ctxbench.subject import AttentionKernels, Reference, Subject
 
 CHANNELS, SIDE = 8, 12  # larger than what the gate tries
 Forward = Callable[[Tensor], Tensor]
@@ -492,8 +493,20 @@ def test_a_call_too_short_for_the_clock_is_timed_many_at_a_time(clock: Clock) ->
 
 def test_the_kernels_of_fused_attention_are_recorded() -> None:
     found = measured("none,self-attn[impl=sdpa],self-attn")
-    assert found["self-attn[impl=sdpa]"].columns["sdpa_backend"] in ("flash_attention_for_cpu", "math")
+    assert found["self-attn[impl=sdpa]"].columns["sdpa_backend"] == "flash_attention_for_cpu"
     assert found["none"].columns["sdpa_backend"] is found["self-attn"].columns["sdpa_backend"] is None
+
+
+@pytest.mark.parametrize("grad", [torch.inference_mode, torch.no_grad, torch.enable_grad])
+@pytest.mark.parametrize(
+    ("backend", "name"),
+    [(SDPBackend.FLASH_ATTENTION, "flash_attention_for_cpu"), (SDPBackend.MATH, "math")],
+)
+def test_the_kernel_of_fused_attention_is_seen_in_any_mode(grad: Any, backend: SDPBackend, name: str) -> None:
+    q = torch.randn(1, 1, 8, 16)
+    with sdpa_kernel(backend), grad(), AttentionKernels() as seen:
+        torch.nn.functional.scaled_dot_product_attention(q, q, q)
+    assert seen.kernels == {name}
 
 
 def test_what_was_timed_together_can_be_told_from_what_was_not() -> None:

@@ -452,6 +452,25 @@ def test_fresh_measures_again_in_a_new_environment(tmp_path: Path, executions: E
     assert record.threads == 2
 
 
+def test_a_fresh_run_that_is_interrupted_is_resumed_without_asking_for_it_again(
+    tmp_path: Path, executions: Executions
+) -> None:
+    class Impatient(Reporter):
+        def finished(self, record: Record) -> None:
+            raise KeyboardInterrupt
+
+    planned, store = cells("none,a2"), RunStore.create(tmp_path)
+    old = {record.cell_id: record for record in run(tmp_path, planned)}
+    with pytest.raises(KeyboardInterrupt):
+        Run(planned, store, "cpu", where="inline", fresh=True).execute(Impatient())
+    (kept,) = store.records.iterdir()
+    written = kept.stat().st_mtime_ns
+    assert {record.cell_id for record in run(tmp_path, planned)} == set(old)
+    assert kept.stat().st_mtime_ns == written
+    replaced = {path.stem: Record.from_json(path.read_text()) for path in tmp_path.glob("replaced/*/*.json")}
+    assert replaced == old
+
+
 def test_estimates_are_accepted_from_any_environment(
     tmp_path: Path, executions: Executions, monkeypatch: pytest.MonkeyPatch
 ) -> None:

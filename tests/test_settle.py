@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -13,11 +14,14 @@ from torch import Tensor
 import blocks
 from ctxbench import environment, measure, subject
 from ctxbench.cost import Cost, estimate
+from ctxbench.devices import Device
 from ctxbench.measure import Settings
 from ctxbench.monitor import Monitor
 from ctxbench.settle import Settled, batches, describe, disagreement, needed_bytes, settle, too_large
 from ctxbench.spec import Cell, Grid
+from ctxbench.subject import REFERENCE_SIDE
 
+CPU = Device("cpu", "cpu")
 COST = Cost(
     params=3,
     params_formula=3,
@@ -71,7 +75,7 @@ def cells(text: str, **axes: Any) -> list[Cell]:
 
 def settled(planned: list[Cell], log: Log) -> dict[str, Settled]:
     """By label; every cell must come once."""
-    found = list(settle(planned, Settings(), log))
+    found = list(settle(planned, Settings(), CPU, log))
     assert sorted(it.cell.id for it in found) == sorted(cell.id for cell in planned)
     return {it.cell.label: it for it in found}
 
@@ -137,7 +141,7 @@ def test_all_cells_are_estimated_one_after_the_other_before_any_is_measured() ->
 def test_what_cannot_be_measured_is_known_before_the_next_cell_is_looked_at() -> None:
     log = Log()
     (batch,) = batches(cells("ham-nmf,none", resolutions="1", modes="train"))
-    first = next(settle(batch, Settings(), log))
+    first = next(settle(batch, Settings(), CPU, log))
     assert (first.cell.label, first.outcome.status, first.cost) == ("ham-nmf", "skipped", None)
     assert log.of("taking") == [("taking", "ham-nmf")]
 
@@ -162,7 +166,7 @@ def test_only_what_is_going_to_be_measured_is_told_and_counted(
     assert [event[1] for event in log.of("estimated")] == [left]
     assert log.of("needing", "measuring") == [
         ("needing", most),
-        ("measuring", "measuring 1 blocks, 1x8x8x8 float32 infer"),
+        ("measuring", f"measuring {left}, 1x8x8x8 float32 infer"),
     ]
 
 
@@ -189,13 +193,29 @@ def test_an_estimate_is_never_measured_and_asks_for_no_memory(monkeypatch: pytes
     assert not log.of("estimated", "needing", "measuring")
 
 
+def test_a_device_is_kept_for_a_measurement_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    held: list[str] = []
+
+    @contextlib.contextmanager
+    def alone(self: Device, tell: Callable[[str], None]) -> Iterator[None]:
+        held.append(self.name)
+        yield
+        held.append("free")
+
+    monkeypatch.setattr(Device, "alone", alone)
+    settled(cells("none", estimated=True), Log())
+    assert held == []
+    settled(cells("none"), Log())
+    assert held == ["cpu", "free"]
+
+
 def test_an_interrupt_while_estimating_is_not_taken_for_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(self: blocks.ContextBlock, x: Tensor) -> Tensor:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(blocks.info("none").cls, "forward", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        list(settle(cells("none"), Settings(), Log()))
+        list(settle(cells("none"), Settings(), CPU, Log()))
 
 
 def test_a_cell_is_described_by_block_and_input_and_its_group_by_the_input() -> None:
@@ -231,7 +251,8 @@ def test_needed_is_the_predicted_peak_with_a_margin_and_some_copies_of_the_input
     dtype: str, bytes_each: int
 ) -> None:
     (cell,) = cells("none", batch="2", resolutions="4x6", dtypes=dtype)
-    assert needed_bytes(cell, COST) == 1150 + 4 * (2 * 8 * 4 * 6) * bytes_each
+    matrices = 3 * REFERENCE_SIDE["cpu"] ** 2
+    assert needed_bytes(cell, COST) == 1150 + (4 * (2 * 8 * 4 * 6) + matrices) * bytes_each
 
 
 def test_what_just_fits_is_measured_and_one_byte_more_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

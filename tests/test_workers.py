@@ -17,7 +17,7 @@ import pytest
 HERE = Path(__file__).parents[1]
 
 PLUGIN = """
-import ctypes, os, signal, subprocess, sys
+import ctypes, os, signal, subprocess, sys, threading, time
 from pathlib import Path
 import torch
 from torch import Tensor
@@ -63,6 +63,7 @@ def interrupt():
     raise KeyboardInterrupt("mine")
 
 add("interrupts", interrupt)
+add("lingers", lambda: threading.Thread(target=time.sleep, args=(300,)).start())
 """
 
 
@@ -209,6 +210,14 @@ def test_two_devices_work_side_by_side_and_each_on_one_group_at_a_time(tmp_path:
     assert len(spans) == 6, "a worker for each group"
     most = max(sum(start <= moment <= end for start, end in spans) for moment, _ in spans)
     assert most == 2
+
+
+def test_a_thread_that_a_block_leaves_running_keeps_nobody_waiting(tmp_path: Path) -> None:
+    started = time.monotonic()
+    _, records = profile(tmp_path, "--blocks", "lingers,none", "--timeout", "600")
+    assert {record["status"] for record in records.values()} <= {"ok"}
+    assert time.monotonic() - started < 60
+    assert_nobody_is_left(tmp_path)
 
 
 def test_a_run_outlives_the_server_of_its_workers(tmp_path: Path) -> None:
