@@ -58,6 +58,9 @@ def executor_option(*others: str) -> Callable[[Any], Any]:
     )
 
 
+baseline_option = click.option(
+    "--baseline", help="The block that ratios refer to (default self-attn, if it is there)."
+)
 strict_option = click.option(
     "--strict", is_flag=True, help="Exit with 1 if a file is unreadable, or a cell failed or is missing."
 )
@@ -288,7 +291,8 @@ def profile_command(
         click.echo(json.dumps([record.model_dump() for record in records], indent=1, allow_nan=False))
     else:
         print_leaderboards(records, baseline or default_baseline(cells))
-        click.echo(f"records: {folder}   page: {shlex.join(['ctxbench', 'report', str(folder)])}")
+        page = ["ctxbench", "report", str(folder), *(["--baseline", baseline] if baseline else [])]
+        click.echo(f"records: {folder}   page: {shlex.join(page)}")
     return exit_code(records)
 
 
@@ -297,7 +301,7 @@ def profile_command(
 @click.option(
     "--out", type=click.Path(path_type=Path), default="report", show_default=True, help="Folder to write."
 )
-@click.option("--baseline", help="The block that ratios refer to (default self-attn, if there is one).")
+@baseline_option
 @strict_option
 def report_command(runs: tuple[Path, ...], out: Path, baseline: str | None, strict: bool) -> int:
     """Turn runs into a page, Markdown tables and figures.
@@ -368,7 +372,7 @@ def compare_command(
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN...")
 @click.option("--format", "form", required=True, type=click.Choice(["csv", "json", "parquet", "latex"]))
 @click.option("--out", type=click.Path(path_type=Path), help="File to write (default: standard output).")
-@click.option("--baseline", help="The block that ratios in LaTeX tables refer to.")
+@baseline_option
 @strict_option
 def export_command(
     runs: tuple[Path, ...], form: str, out: Path | None, baseline: str | None, strict: bool
@@ -460,7 +464,8 @@ def read_runs(*folders: Path) -> Reading:
 def judge(reading: Reading, strict: bool) -> int:
     """The exit code of a command that reads runs: what is not whole counts only if asked for."""
     faults = reading.faults if strict else []
-    return say(f"--strict: {', '.join(faults)}", SOME_FAILED) if faults else OK
+    where = f" in {', '.join(reading.names)}"
+    return say(f"--strict: {', '.join(faults)}{where}", SOME_FAILED) if faults else OK
 
 
 def make_grid(preset: str | None, **axes: str | None) -> Grid:

@@ -14,7 +14,7 @@ from ctxbench import environment
 from ctxbench.errors import UsageError
 from ctxbench.record import FAILED, METRICS, Record, Row
 from ctxbench.statistics import Median, median
-from ctxbench.tables import Column, Table, number, printable, shape, trusted
+from ctxbench.tables import Column, Table, doubts, number, printable, shape, trusted
 
 TOLERANCE = 0.05  # two runs of one code on a shared machine differ by about so much
 LEVEL = 0.95  # of a ratio's interval; its two medians are independent, so each is given the root
@@ -111,6 +111,12 @@ class Pair:
         without = "estimated" if self.new["estimated"] else NOT_KNOWN
         return self.verdict or (without if self.ok else "failed or skipped")
 
+    @property
+    def flags(self) -> str:
+        """What a reader must know before trusting the times of either run."""
+        sides = (("BASE", doubts(self.base)), ("NEW", doubts(self.new)))
+        return "; ".join(f"{side} {', '.join(found)}" for side, found in sides if found)
+
     def regressions(self, thresholds: list[Threshold]) -> list[Regression]:
         """One for each metric that crosses its threshold, or just one if the cell was ok and fails now."""
         row = self.new
@@ -121,8 +127,9 @@ class Pair:
         if thresholds and self.base["status"] == "ok" and row["status"] in FAILED:
             found = {"status": f"was ok, now {outcome(row)}"}
         cell = f"{row['spec']} {shape(row)} {mode(row)} {row['dtype']}"
+        doubt = f" ({self.flags})" if self.flags else ""
         return [
-            Regression(row["cell_id"], row["spec"], metric, printable(f"{cell}: {what}"))
+            Regression(row["cell_id"], row["spec"], metric, printable(f"{cell}: {what}{doubt}"))
             for metric, what in found.items()
         ]
 
@@ -210,7 +217,8 @@ class Comparison:
         rows = [timing(pair) for pair in self.pairs if pair.ok and not pair.new["estimated"]]
         rows.sort(key=lambda row: (VERDICTS.index(row["verdict"] or NOT_KNOWN), -(row["ratio"] or 0)))
         reference = ["matmul_ratio"] if any(row["matmul_ratio"] is not None for row in rows) else []
-        columns = "base_ms", "new_ms", "ratio", "interval", *reference, "verdict"
+        doubted = ["flags"] if any(row["flags"] for row in rows) else []
+        columns = "base_ms", "new_ms", "ratio", "interval", *reference, "verdict", *doubted
         found = table("Median latency of NEW against BASE", rows, *columns)
         found.notes.extend(notes(self.tolerance))
         return found
@@ -317,6 +325,7 @@ def timing(pair: Pair) -> Row:
         "high": known and known.high,
         "matmul_ratio": quotient(pair.new[REFERENCE], pair.base[REFERENCE]) if on_cpu else None,
         "verdict": pair.verdict,
+        "flags": pair.flags,
     }
 
 
@@ -349,7 +358,13 @@ def table(title: str, rows: list[Row], *names: str) -> Table[Row]:
 
 def column(name: str, rows: list[Row]) -> Column[Row]:
     """A value of each row; words stand to the left, numbers to the right."""
-    combined = {"input": shape, "mode": mode, "interval": ends, "change": change}
+    combined = {
+        "input": shape,
+        "mode": mode,
+        "interval": ends,
+        "change": change,
+        "flags": lambda row: str(row["flags"]),
+    }
     cell = combined.get(name, lambda row: shown(row[name]))
     words = name == "input" or any(isinstance(row.get(name), str) for row in rows)
     return Column(TITLES.get(name, name), cell, numeric=not words)

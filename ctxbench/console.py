@@ -81,6 +81,8 @@ class LiveReporter(Reporter):
             failed = sum(record.status in FAILED for record in known)
             again = f" ({failed} failed; --fresh tries again)" if failed else ""
             self.say(f"{len(known)} of {total} cells are known already{again}")
+        if unsettled := sum(record.converged is False for record in known):
+            self.say(f"{unsettled} of them did not settle; --fresh with a larger --budget measures longer")
 
     def working(self, text: str) -> None:
         self.progress.update(self.task, description=text)
@@ -154,7 +156,11 @@ def show_block(description: Description) -> None:
         stop = "" if paper.title.endswith("?") else "."
         reference = f"{paper.authors}: {paper.title}{stop} {paper.venue} {paper.year}. {paper.url}"
         facts.append(("paper", reference))
-    options = [(f"{option.name}={option.default}", option.kind) for option in info.options.values()]
+    chosen = dict(description.spec.options)
+    options = []
+    for it in info.options.values():
+        usual = f" (default {it.default})" if it.name in chosen else ""
+        options.append((f"{it.name}={chosen.get(it.name, it.default)}", f"{it.kind}{usual}"))
     print_pairs(f"{info.name}: {info.title}", facts)
     print_pairs("\noptions" if options else "\nno options", options)
     for text in description.explanations:

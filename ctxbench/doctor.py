@@ -167,7 +167,12 @@ def load() -> Iterator[Verdict]:
         cores = min(affinity(), environment.cpu_quota() or math.inf)
         text = f"load average {average:.1f}, {cores:g} CPUs for this process"
         scatter = f"{text}: timings will scatter"
-        yield judged(average <= 0.5 * cores, text, scatter, "wait, or use --threads 1")
+        yield judged(
+            average <= 0.5 * cores,
+            text,
+            scatter,
+            "wait; more threads than the default of one would scatter most",
+        )
 
 
 def memory() -> Iterator[Verdict]:

@@ -104,8 +104,7 @@ def figures(frame: pd.DataFrame) -> list[Picture]:
     measured has a figure for each environment.
     """
     usable = frame[frame["status"].isin(["ok", "skipped"])]
-    # The control does no work: it would win every contest, and stretch the axes of what works.
-    timed = usable[usable["latency_ms_median"].notna() & (usable["family"] != CONTROL)]
+    measured = usable[usable["latency_ms_median"].notna()]
     look = styles(frame)
     found = []
     with matplotlib.rc_context(cast(Any, STYLE)):
@@ -113,16 +112,39 @@ def figures(frame: pd.DataFrame) -> list[Picture]:
             about, name = described(first(members)), slug(first(members))
             for column, stem, what in COUNTED:
                 if figure := cost_over_resolution(members, column, look, about):
-                    found.append(Picture(f"{stem}-{name}", f"{what} ({about})", figure))
-        for _, members in timed.groupby([*INPUT, "compiled", "env_hash"]):
+                    caption = f"{what} ({about}){left_out(members[members[column] == 0])}"
+                    found.append(Picture(f"{stem}-{name}", caption, figure))
+        for _, every in measured.groupby([*INPUT, "compiled", "env_hash"]):
+            # The control does no work: it would win every contest, and stretch the axes of what works.
+            members = every[every["family"] != CONTROL]
+            if members.empty:
+                continue
             about, name = described(first(members), measured=True), slug(first(members), measured=True)
+            missing = left_out(every[every["family"] == CONTROL])
             if figure := cost_over_resolution(members, "latency_ms_median", look, about):
-                caption = f"Latency, median with its 95 % interval ({about})"
+                caption = f"Latency, {spread_of(members)} ({about}){missing}"
                 found.append(Picture(f"latency-{name}", caption, figure))
             if figure := latency_against_memory(members, look, about):
-                caption = f"Latency against predicted peak memory ({about}); of the blocks that do work, none lies below and left of the line"
+                caption = (
+                    f"Latency against predicted peak memory ({about}); of the blocks that do work, none lies "
+                    f"below and left of the line{missing}"
+                )
                 found.append(Picture(f"pareto-{name}", caption, figure))
     return found
+
+
+def left_out(members: pd.DataFrame) -> str:
+    """What a logarithmic axis, or a contest of work, has no place for."""
+    names = ", ".join(dict.fromkeys(members["spec"]))
+    return f"; not shown, as it costs nothing: {names}" if names else ""
+
+
+def spread_of(members: pd.DataFrame) -> str:
+    """What a point and its bar mean, for one run or for several."""
+    runs = sorted(set(members["runs"]))
+    if runs == [1]:
+        return "median with its 95 % interval"
+    return f"median and range of {' to '.join(map(str, dict.fromkeys((runs[0], runs[-1]))))} runs"
 
 
 def first(members: pd.DataFrame) -> Row:

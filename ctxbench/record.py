@@ -153,12 +153,13 @@ class Record(BaseModel):
 
     @property
     def row(self) -> Row:
-        """The columns, with the headline MACs, those of forward and backward, and the pixels beside them."""
+        """The columns; beside them the headline MACs, those of forward and backward, pixels, and runs."""
         counted = self.macs_counted
         return self.model_dump() | {
             "macs": counted,
             "macs_total": None if counted is None else counted + (self.macs_backward or 0),
             "pixels": self.height * self.width,
+            "runs": 1,
         }
 
     def to_json(self) -> str:

@@ -14,12 +14,29 @@ from ctxbench.benchmarks import tables as benchmark_tables
 from ctxbench.errors import UsageError
 from ctxbench.published import compare_profile
 from ctxbench.record import Row
-from ctxbench.repeatability import repeatability_table
+from ctxbench.repeatability import pooled, repeatability_table
 from ctxbench.store import Reading, Unreadable, to_frame, write_atomically
 from ctxbench.tables import Table, escape_markdown, leaderboards, markdown, printable, published_table
 
 DEFAULT_BASELINE = "self-attn"
 FIGURE = re.compile(r"(macs|memory|latency|pareto)-(infer|train)-b\d+-c\d+-.*\.(png|svg)")
+METHOD = (
+    "MACs: multiply-accumulates of convolutions and matrix products in one forward, counted by the "
+    "dispatcher and checked against each block's closed form. Element-wise work is not counted. Backward "
+    "MACs are those executed, which depend on the kernels.",
+    "Predicted peak memory: bytes alive at the worst moment, with the block's parameters and without its "
+    "input and the gradient handed to its output, found by following the life of every storage; work space "
+    "inside kernels is not seen. The allocator's peak is CUDA's own, counted alike. Training is one forward "
+    "and backward, for the gradients of the parameters and of the input.",
+    "Latency: median over interleaved rounds in random order, ± half of its 95 % order-statistic interval. "
+    "Rounds end when that is within 2 % (CUDA: 1 %), which makes it a little optimistic, or when the time "
+    "is spent: “not converged”. “Preempted”: the CPU time is under 90 % of the wall time, as others had the "
+    "CPU. The interval speaks of this run alone: report several runs to see how far they are apart. On "
+    "Linux, memory that was freed is kept from call to call, unless a flag says otherwise. On CUDA the span "
+    "includes the launches of an eager run; a CUDA graph is timed by itself, after them. “/ matmul” is the "
+    "time over that of a square matrix product in the same rounds (CPU: side 768, CPU times; CUDA: side 8192).",
+    "A block is timed only after it has passed its correctness gate.",
+)
 ENVIRONMENT = (
     ("device", "device_name"),
     ("CPU", "cpu"),
@@ -81,7 +98,7 @@ class Report:
         found = []
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a glyph that no font has is drawn as a box
-            pictures = [(it, it.svg(), it.png()) for it in plots.figures(to_frame(self.rows))]
+            pictures = [(it, it.svg(), it.png()) for it in plots.figures(to_frame(pooled(self.rows)))]
         for picture, svg, png in pictures:
             write_atomically(folder / f"{picture.name}.svg", svg)
             write_atomically(folder / f"{picture.name}.png", png)
@@ -93,6 +110,7 @@ class Report:
         parts = ["# ctxbench report", "", *(f"* {escape_markdown(line)}" for line in self.summary), ""]
         parts += [markdown(table) for table in self.tables]
         parts += [f"![{escape_markdown(it.caption)}](figures/{it.name}.png)\n" for it in pictures]
+        parts += ["### How it was measured", "", *(f"* {escape_markdown(line)}" for line in METHOD), ""]
         return "\n".join(parts)
 
     def html(self, pictures: list[Illustration]) -> str:
@@ -106,7 +124,7 @@ class Report:
             undefined=jinja2.StrictUndefined,
         )
         return templates.get_template("report.html.j2").render(
-            summary=self.summary, tables=self.tables, pictures=pictures
+            summary=self.summary, tables=self.tables, pictures=pictures, method=METHOD
         )
 
     @property
@@ -131,7 +149,9 @@ class Report:
                 if self.missing
                 else "no records: this run is empty"
             )
-        by_status = Counter(row["status"] for row in self.rows)
+        by_status = Counter(
+            "estimated" if row["estimated"] and row["status"] == "ok" else row["status"] for row in self.rows
+        )
         counted = ", ".join(f"{count} {status}" for status, count in sorted(by_status.items()))
         days = sorted(row["created_utc"][:10] for row in self.rows)
         when = " to ".join(dict.fromkeys([days[0], days[-1]]))
@@ -164,7 +184,7 @@ def tables_of(rows: list[Row], baseline: str | None = None) -> list[Table[Any]]:
     compared = compare_profile(rows)
     head: list[Table[Any]] = [published_table(compared)] if compared else []
     repeated = repeatability_table(rows)
-    return [*head, *leaderboards(rows, baseline), *([repeated] if repeated else [])]
+    return [*head, *leaderboards(pooled(rows), baseline), *([repeated] if repeated else [])]
 
 
 def inline_svg(svg: str, name: str, caption: str) -> Any:

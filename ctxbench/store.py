@@ -186,11 +186,13 @@ class Reading:
         records: each once, even if a folder is named twice.
         unreadable: files that are no records.
         missing: how many cells were planned and have no record.
+        names: of the runs; they are the `run_id` of their records, whatever the folders were called.
     """
 
     records: list[Record]
     unreadable: list[Unreadable]
     missing: int
+    names: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, folders: list[Path]) -> Reading:
@@ -202,12 +204,16 @@ class Reading:
         stores = [RunStore.open(folder) for folder in folders]
         records: dict[tuple[str, ...], Record] = {}
         unreadable, missing = [], 0
-        for store in {store.folder.resolve(): store for store in stores}.values():
+        unique = {store.folder.resolve(): store for store in stores}
+        names = telling_names(list(unique))
+        for name, store in zip(names, unique.values(), strict=True):
             found, damaged = store.read()
-            records |= {(it.cell_id, it.env_hash, it.created_utc, it.run_id): it for it in found}
+            for it in found:
+                same = (it.cell_id, it.env_hash, it.created_utc, it.rounds_id or "")  # in a copied folder
+                records.setdefault(same, it if it.run_id == name else it.model_copy(update={"run_id": name}))
             unreadable += damaged
             missing += len(store.planned() - {it.cell_id for it in found})
-        return cls(list(records.values()), unreadable, missing)
+        return cls(list(records.values()), unreadable, missing, tuple(names))
 
     @property
     def rows(self) -> list[Row]:
@@ -223,6 +229,16 @@ class Reading:
             (failed, "failed cell(s)"),
         )
         return [f"{count} {what}" for count, what in counts if count]
+
+
+def telling_names(folders: list[Path]) -> list[str]:
+    """The last parts of each path, as many as tell the paths apart."""
+    parts = max((len(folder.parts) for folder in folders), default=1)
+    for count in range(1, parts + 1):
+        names = ["/".join(folder.parts[-count:]) for folder in folders]
+        if len(set(names)) == len(names):
+            break
+    return [name.removeprefix("//") for name in names] if folders else []
 
 
 def to_frame(rows: list[Row]) -> pd.DataFrame:

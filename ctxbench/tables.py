@@ -93,13 +93,16 @@ def flags(row: Row) -> str:
     found = []
     if row["status"] != "ok":
         found.append(f"{row['status']}: {row['reason']}" if row["reason"] else row["status"])
-    if row["converged"] is False:
-        found.append("not converged")
-    if preempted(row):
-        found.append("preempted")
+    found += doubts(row)
     if row["status"] == "ok" and row["macs_counted"] != row["macs_formula"]:
         found.append(f"closed form says {number(row['macs_formula'] / 1e9)} G")
     return "; ".join(found)
+
+
+def doubts(row: Row) -> list[str]:
+    """What makes a row's times less certain than its interval says."""
+    settled = row["converged"] is not False
+    return [*([] if settled else ["not converged"]), *(["preempted"] if preempted(row) else [])]
 
 
 def preempted(row: Row) -> bool:
@@ -167,7 +170,7 @@ def ratio(value: float | None, unit: float | None) -> float | None:
 def columns_for(rows: list[Row], baseline: str | None, cost: str) -> list[Column[Row]]:
     """The columns that say something about these rows."""
     columns = [Column[Row]("block", lambda row: row["spec"], numeric=False)]
-    if len({row["run_id"] for row in rows}) > 1:
+    if len({row["run_id"] for row in rows}) > 1 or any(row["runs"] > 1 for row in rows):
         columns.append(Column("run", lambda row: row["run_id"], numeric=False))
     columns += [metric_column("params"), metric_column("macs")]
     if measured(rows, "macs_fvcore"):
@@ -239,6 +242,8 @@ def notes_on(rows: list[Row]) -> list[str]:
 def notes_on_times(rows: list[Row]) -> list[str]:
     """How fast the machine was by its own measure, and which rows were not timed side by side."""
     notes = []
+    if any(row["runs"] > 1 for row in rows):
+        notes.append("Of several runs: the median, ± half the range of their medians.")
     if speeds := [row["reference_gflops"] for row in rows if row["reference_gflops"] is not None]:
         ends = dict.fromkeys(number(speed, 3) for speed in (min(speeds), max(speeds)))
         notes.append(f"The reference matrix product ran at {' to '.join(ends)} GFLOP/s.")

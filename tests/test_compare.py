@@ -34,6 +34,7 @@ def interval(middle: float, low: float, high: float) -> dict[str, float]:
 def timed(spec: str, middle: float, width: float = 0.01, **fields: Any) -> Row:
     """A measured cell with a recorded interval of ± `width` (a fraction), without samples."""
     times = interval(middle, middle * (1 - width), middle * (1 + width))
+    times["latency_cpu_ms_median"] = middle  # nobody took the CPU
     return make_record(**(cell(spec) | times | fields)).row
 
 
@@ -610,3 +611,11 @@ def test_two_runs_of_one_code_are_rarely_called_different() -> None:
     runs = random.lognormal(0, 0.3, (trials, 2, 20)).tolist()
     verdicts = [one(sampled("a", base), sampled("a", new), 0).verdict for base, new in runs]
     assert sum(verdict != "UNCERTAIN" for verdict in verdicts) / trials <= 0.05
+
+
+def test_times_that_are_in_doubt_are_flagged_and_so_is_a_regression_in_them() -> None:
+    base, new = timed("a", 10, converged=False), timed("a", 12, latency_cpu_ms_median=6.0)
+    found = compare([base], [new])
+    assert column(table(found, "latency"), "flags") == ["BASE not converged; NEW preempted"]
+    (regression,) = found.regressions([Threshold("latency_ms_median", 0.05)])
+    assert regression.text.endswith("more than 5% worse (BASE not converged; NEW preempted)")

@@ -374,7 +374,7 @@ def test_a_load_above_half_the_cores_is_noted(
     assert finding.level == level
     if level == "note":
         assert "timings will scatter" in finding.text
-        assert finding.advice == "wait, or use --threads 1"
+        assert finding.advice == "wait; more threads than the default of one would scatter most"
 
 
 def test_nothing_is_said_of_a_load_the_system_does_not_tell(tell: TOLD) -> None:

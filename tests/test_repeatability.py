@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from ctxbench.repeatability import repeatability_table, repetitions, spread
+from ctxbench.repeatability import pooled, repeatability_table, repetitions, spread
 from ctxbench.tables import markdown
-from tests.factories import failed_record, make_record
+from tests.factories import failed_record, make_record, no_times
 
 
 def timed(run: str, ratio: float, **fields: Any) -> dict[str, Any]:
@@ -54,7 +54,7 @@ def test_the_table_says_how_many_cells_repeat_and_which_do_not(ratio: float, wit
     table = repeatability_table([timed("a", 1.0), timed("b", ratio)])
     assert table is not None
     text = markdown(table)
-    assert f"{within} cells repeat within 10%" in text
+    assert f"{within} cells, each in 2 runs, repeat within 10%" in text
     assert ("Do not rely on smaller differences for: ham-nmf 8x8." in text) == (ratio == 1.5)
 
 
@@ -69,10 +69,13 @@ def test_inputs_have_a_line_each_with_the_middle_and_the_worst_cell() -> None:
     lines = [dict(zip(table.header, line, strict=True)) for line in table.text]
     assert [line["input"].split(",")[0] for line in lines] == ["1x16x8x8", "1x16x32x8", "1x16x64x8"]
     middle = lines[1]
-    assert (middle["cells"], middle["runs"], middle["of"]) == ("3", "3", "ccnet")
+    assert (middle["cells"], middle["runs"]) == ("3", "3")
+    assert lines[1] and table.text[1][5] == "ccnet"
     assert (middle["/ matmul, median"], middle["largest"]) == ("8%", "30%")
     assert (middle["latency, median"], middle["latency, largest"]) == ("0%", "0%")
-    assert "4 of 5 cells repeat within 10% in the ratio to the matrix product." in table.notes
+    assert (
+        "4 of 5 cells, each in 3 runs, repeat within 10% in the ratio to the matrix product." in table.notes
+    )
 
 
 def test_no_more_than_five_cells_are_named() -> None:
@@ -88,3 +91,30 @@ def test_no_more_than_five_cells_are_named() -> None:
 
 def test_runs_of_another_code_are_no_repetition() -> None:
     assert repetitions([timed("a", 1.0, code_hash="a" * 12), timed("b", 3.0, code_hash="b" * 12)]) == []
+
+
+def test_several_runs_of_a_cell_become_one_row_with_their_median_and_range() -> None:
+    times = {"a": 1.0, "b": 5.0, "c": 2.0}
+    rows = [timed(run, time, latency_ms_median=time, converged=run != "b") for run, time in times.items()]
+    other = timed("a", 1.0, cell_id="f" * 16)
+    failed = failed_record("crashed", "gone", run_id="b").row
+    found = pooled([*rows, other, failed])
+    assert found[:1] == [failed]
+    assert found[2:] == [other]
+    (row,) = found[1:2]
+    assert (row["runs"], row["run_id"], row["rounds_id"]) == (3, "3 runs", None)
+    interval = (row["latency_ms_ci_low"], row["latency_ms_median"], row["latency_ms_ci_high"])
+    assert interval == (1.0, 2.0, 5.0)
+    assert row["latency_ref_ratio"] == 2.0
+    assert row["converged"] is False
+
+
+def test_of_a_run_that_timed_a_cell_twice_the_latest_counts() -> None:
+    later = {"created_utc": "2025-01-02T03:04:06+00:00"}
+    (row,) = pooled([timed("a", 2.0, **later), timed("a", 1.0)])
+    assert (row["latency_ref_ratio"], row["runs"]) == (2.0, 1)
+
+
+def test_what_was_estimated_has_nothing_to_pool() -> None:
+    row = make_record(estimated=True, **no_times()).row
+    assert pooled([row]) == [row]

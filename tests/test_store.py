@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -13,7 +14,15 @@ import pytest
 
 from ctxbench.errors import UsageError
 from ctxbench.record import Record
-from ctxbench.store import MAX_RECORD_BYTES, Reading, RunStore, Unreadable, to_frame, write_atomically
+from ctxbench.store import (
+    MAX_RECORD_BYTES,
+    Reading,
+    RunStore,
+    Unreadable,
+    telling_names,
+    to_frame,
+    write_atomically,
+)
 from tests.factories import failed_record, make_record
 
 HERE = Path(__file__).parents[1]
@@ -334,11 +343,31 @@ def test_one_record_can_be_loaded(store: RunStore) -> None:
 def test_runs_are_read_together_and_one_that_is_named_twice_counts_once(tmp_path: Path) -> None:
     stores = [RunStore.create(tmp_path / name) for name in "ab"]
     for each in stores:
-        each.write(make_record(cell_id=cell(1), run_id=each.name))
+        each.write(make_record(cell_id=cell(1), run_id="run", rounds_id=each.name * 12))
         each.write_plan([cell(1), cell(2)])
     reading = Reading.of([store.folder for store in (*stores, stores[0])])
     assert [record.run_id for record in reading.records] == ["a", "b"]
     assert reading.missing == 2
+
+
+def test_a_copied_folder_adds_nothing(store: RunStore, tmp_path: Path) -> None:
+    store.write(make_record(cell_id=cell(1), rounds_id="a" * 12))
+    shutil.copytree(store.folder, tmp_path / "copy")
+    assert len(Reading.of([store.folder, tmp_path / "copy"]).records) == 1
+
+
+@pytest.mark.parametrize(
+    ("folders", "names"),
+    [
+        (["/x/run"], ["run"]),
+        (["/x/a", "/x/b"], ["a", "b"]),
+        (["/x/a/run", "/x/b/run"], ["a/run", "b/run"]),
+        (["/run", "/x/run"], ["run", "x/run"]),
+        ([], []),
+    ],
+)
+def test_runs_are_named_by_what_tells_their_folders_apart(folders: list[str], names: list[str]) -> None:
+    assert telling_names([Path(folder) for folder in folders]) == names
 
 
 def test_what_keeps_a_run_from_being_whole_is_counted(store: RunStore) -> None:
