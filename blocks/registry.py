@@ -23,6 +23,7 @@ KINDS = {
     bool: "True or False",
     NoneType: "None",
 }
+LONGEST_TEXT = 1000
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
 
@@ -59,7 +60,7 @@ class Option:
     @property
     def kind(self) -> str:
         """The accepted values, in words."""
-        words = [*map(str, self.choices), *(KINDS.get(kind, str(kind)) for kind in self._types())]
+        words = [*map(str, self.choices), *(KINDS.get(kind, str(kind)) for kind in self.types)]
         return ", ".join(words[:-1]) + " or " * (len(words) > 1) + words[-1]
 
     def _parts(self) -> tuple[Any, ...]:
@@ -67,14 +68,16 @@ class Option:
             return typing.get_args(self.annotation)
         return (self.annotation,)
 
-    def _types(self) -> list[type]:
+    @property
+    def types(self) -> list[type]:
+        """The types that are accepted, beside the choices."""
         return [kind for kind in self._parts() if typing.get_origin(kind) is not Literal]
 
     def check(self, value: Any) -> Any:
         """Return `value` in the option's own type, or raise ValueError that says what is accepted."""
         if value in self.choices and not isinstance(value, bool):
             return value
-        for kind in self._types():
+        for kind in self.types:
             converted = float(value) if kind is float and type(value) is int else value
             if type(converted) is kind and in_range(converted):
                 return converted
@@ -110,6 +113,15 @@ class BlockInfo:
         empty = [name for name in texts if not (isinstance(getattr(self, name), str) and getattr(self, name))]
         if empty:
             raise ValueError(f"block {self.name!r} lacks {', '.join(empty)}")
+        for name in texts:
+            try:
+                getattr(self, name).encode()
+            except UnicodeError:
+                raise ValueError(f"block {self.name!r}: {name} holds what is no character") from None
+        if long := [name for name in texts if len(getattr(self, name)) > LONGEST_TEXT]:
+            raise ValueError(f"block {self.name!r}: {', '.join(long)} longer than {LONGEST_TEXT} characters")
+        if not (self.paper is None or isinstance(self.paper, Paper)):
+            raise ValueError(f"block {self.name!r}: paper must be a Paper or None")
 
     @property
     def options(self) -> Mapping[str, Option]:
@@ -241,6 +253,11 @@ def _options(cls: type[ContextBlock]) -> Mapping[str, Option]:
                     f"option {parameter.name!r} of {cls.__name__} needs an annotation and a default"
                 )
             option = Option(parameter.name, parameter.default, annotations[parameter.name])
+            if odd := [kind for kind in option.types if kind not in (*KINDS, str)]:
+                raise ValueError(
+                    f"option {option.name!r} of {cls.__name__} is of {odd[0]}; "
+                    "use int, float, bool, str, None or Literal"
+                )
             option.check(option.default)
             found[option.name] = option
         if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):

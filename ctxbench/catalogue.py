@@ -33,7 +33,7 @@ class Description:
         """What the docstrings of the block's classes say."""
         classes = [it for it in self.info.cls.__mro__ if issubclass(it, blocks.ContextBlock)]
         own = [it for it in classes if it is not blocks.ContextBlock]
-        return [inspect.cleandoc(it.__doc__) for it in own if it.__doc__]
+        return [inspect.cleandoc(it.__doc__) for it in own if isinstance(it.__doc__, str)]
 
     def costs_table(self) -> Table[dict[str, Any]]:
         """The costs, in the units that tables show."""
@@ -82,9 +82,9 @@ def columns_of(cell: Cell) -> dict[str, Any]:
     }
     try:
         cost = estimate(cell)
+        verdict = disagreement(cost)
     except RAISED as error:
         return row | dict.fromkeys(COSTS) | {"reason": cannot_run(error, 0.0).columns["reason"]}
-    verdict = disagreement(cost)
     return row | {
         "params": cost.params,
         "macs": cost.macs_counted,

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ctxbench import __version__
-from ctxbench.errors import RunError, UsageError
+from ctxbench.errors import RunError, UsageError, first_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -85,6 +85,8 @@ class Program(click.Group):
 
     def main(self, *args: Any, **extra: Any) -> Any:
         # A terminal that cannot show a character gets a question mark, and SIGTERM ends like Ctrl-C.
+        sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: PTH123, SIM115, it was closed
+        sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: PTH123, SIM115
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):
                 stream.reconfigure(errors="replace")
@@ -271,6 +273,10 @@ def profile_command(
     grid = dataclasses.replace(grid, device=device, compiled=compiled, estimated=estimate)
     plan = grid.cells()
     cells = plan if shard is None else share(plan, shard)
+    if baseline is not None and baseline not in (labels := [cell.label for cell in plan]):
+        raise UsageError(
+            f"--baseline: {baseline!r} is not measured; name one of {', '.join(dict.fromkeys(labels))}"
+        )
     if dry_run:
         print_plan(cells, as_json)
         return OK
@@ -386,10 +392,8 @@ def export_command(
     content = text.encode() if isinstance(text, str) else text
     if out is None:
         click.get_binary_stream("stdout").write(content)  # type: ignore[operator]
-    elif out.parent.is_dir():
-        write_atomically(out, content)
     else:
-        raise UsageError(f"no folder {out.parent}; choose another file with --out")
+        write_atomically(writable_file(out), content)
     return judge(reading, strict)
 
 
@@ -459,6 +463,22 @@ def read_runs(*folders: Path) -> Reading:
     for file in reading.unreadable:
         say(f"left out {file.path}: {file.reason}", OK)
     return reading
+
+
+def writable_file(out: Path) -> Path:
+    """A path at which a file can be written.
+
+    Raises:
+        UsageError: if it is a folder, or lies in none.
+    """
+    try:
+        if out.is_dir():
+            raise UsageError(f"{out} is a folder; name a file with --out")
+        if not out.parent.is_dir():
+            raise UsageError(f"no folder {out.parent}; choose another file with --out")
+    except (OSError, ValueError) as error:
+        raise UsageError(f"cannot write {str(out)[:200]}: {first_line(error)}") from None
+    return out
 
 
 def judge(reading: Reading, strict: bool) -> int:

@@ -104,7 +104,7 @@ class Submission:
         """
         reporter = reporter or Reporter()
         executor = self.executor()
-        known = self.run.known_records()
+        known = self.run.known_records(reporter)
         missing = [cell for cell in self.run.cells if cell.id not in known]
         reporter.started(len(self.run.cells), list(known.values()))
         if missing:

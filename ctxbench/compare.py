@@ -27,7 +27,9 @@ GRAPH, CPU_TIME, REFERENCE = "latency_graph_ms_median", "latency_cpu_ms_median",
 LATENCY = "latency_ms_median"
 # Metrics that scatter -> the one whose interval tells whether they changed.
 SCATTERED = {name: name for name in (LATENCY, CPU_TIME, REFERENCE, GRAPH)} | {"images_per_s": LATENCY}
-KNOWN = tuple(name for name in METRICS if name in Record.model_fields)
+KNOWN = tuple(
+    name for name in METRICS if name in Record.model_fields and name != "first_call_ms"
+)  # timed once
 TITLES = {
     "spec": "block",
     "device_type": "device",
@@ -275,7 +277,8 @@ def interval(row: Row, metric: str) -> Median:
     """A metric's value between the ends of its interval: 0 and infinity if too few samples tell.
 
     The recorded interval stands in for samples that were not kept. A metric that is proportional to
-    the samples' median has an interval in the same proportion.
+    the samples' median has an interval in the same proportion; that of the ratio to the reference is
+    wider by the reference's own.
     """
     if samples := samples_of(row, metric):
         count, found = len(samples), median(samples, math.sqrt(LEVEL))
@@ -287,7 +290,14 @@ def interval(row: Row, metric: str) -> Median:
     if count < FEWEST or not found.value:
         return Median(value, 0, math.inf)
     scale = value / found.value
-    return Median(value, min(value, scale * found.low), max(value, scale * found.high))
+    narrow, wide = reference_interval(row) if metric == REFERENCE else (1.0, 1.0)
+    return Median(value, min(value, narrow * scale * found.low), max(value, wide * scale * found.high))
+
+
+def reference_interval(row: Row) -> tuple[float, float]:
+    """By what factors the reference's scatter may have made the ratio to it too high or too low."""
+    middle, low, high = (row[f"reference_ms_{part}"] for part in ("median", "ci_low", "ci_high"))
+    return (middle / high, middle / low) if middle and low and high else (1.0, 1.0)
 
 
 def samples_of(row: Row, metric: str) -> list[float]:

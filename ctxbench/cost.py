@@ -151,8 +151,8 @@ def trace(block: blocks.ContextBlock, x: Tensor, gradient: Tensor | None) -> Cos
     batch, _, height, width = x.shape
     return Cost(
         params=sum(parameter.numel() for parameter in block.parameters()),
-        params_formula=block.param_count(),
-        macs_formula=batch * closed_form(block, height, width),
+        params_formula=whole("param_count()", block.param_count()),
+        macs_formula=batch * whole("macs()", block.macs(height, width)),
         macs_counted=forward,
         macs_backward=backward,
         uncounted_ops=uncounted,
@@ -160,11 +160,11 @@ def trace(block: blocks.ContextBlock, x: Tensor, gradient: Tensor | None) -> Cos
     )
 
 
-def closed_form(block: blocks.ContextBlock, height: int, width: int) -> int:
-    macs = block.macs(height, width)
-    if type(macs) is not int or not 0 <= macs < LARGEST_COUNT:
-        raise TypeError("macs() must return a whole number from 0 up, below 10^30")
-    return macs
+def whole(name: str, count: int) -> int:
+    """The closed form `name`, which must have given a number that can be."""
+    if type(count) is not int or not 0 <= count < LARGEST_COUNT:
+        raise TypeError(f"{name} must return a whole number from 0 up, below 10^30")
+    return count
 
 
 class Spy(TorchDispatchMode):

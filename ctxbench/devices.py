@@ -1,4 +1,7 @@
-"""The devices of this host: what is measured on several GPUs at once, and never twice on one."""
+"""The devices of this host: several GPUs are measured on at once, and none by two runs of ctxbench.
+
+A CPU is not kept for one run: whether others leave it enough cores, the load and CPU times tell.
+"""
 
 from __future__ import annotations
 

@@ -22,6 +22,18 @@ from ctxbench import __version__
 # OpenMP threads that spin while they wait ruin timings on a shared machine.
 WAIT_POLICY = "OMP_WAIT_POLICY"
 CODE = ("blocks", "tasks", "ctxbench")
+MEASURING = (
+    "clocks",
+    "cost",
+    "gate",
+    "graphs",
+    "measure",
+    "meta",
+    "pinning",
+    "settle",
+    "statistics",
+    "subject",
+)
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # glibc's malloc.h
 
 # The columns of a record that decide whether timings may be compared.
@@ -51,14 +63,16 @@ FLAGS: tuple[str, ...] = (
     "PYTORCH_",
 )
 FLAGS += ("TORCHINDUCTOR_", "TRITON_", "CUDA_LAUNCH_", "CUDA_DEVICE_MAX_", "CUBLAS", "CUDNN_", "NVIDIA_TF32_")
-FLAGS += ("MALLOC_",)
+FLAGS += ("MALLOC_", "GLIBC_TUNABLES")
 PLACES = ("_HOME", "_DIR", "_PATH", "_FILE")  # where something lies is nobody's business
+LONGEST_VALUE = 500
 SET_BY_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
 def keeps_freed_memory() -> bool:
     """Whether memory is kept from call to call here: with glibc, unless the user chose by a variable."""
-    chosen = any(name.startswith("MALLOC_") for name in os.environ) or "LD_PRELOAD" in os.environ
+    others = ("MALLOC_", "GLIBC_TUNABLES", "LD_PRELOAD")
+    chosen = any(name.startswith(others) for name in os.environ)
     return platform.libc_ver()[0] == "glibc" and not chosen
 
 
@@ -85,7 +99,7 @@ def flags() -> dict[str, str]:
     import torch
 
     found = {
-        name: value
+        name: shortened(value)
         for name, value in sorted(os.environ.items())
         if name.startswith(FLAGS) and not name.endswith(PLACES) and name not in SET_BY_THREADS
     }
@@ -94,6 +108,14 @@ def flags() -> dict[str, str]:
     if keeps_freed_memory():
         found["freed_memory"] = "kept"
     return found | {"instruction_set": torch.backends.cpu.get_cpu_capability()}
+
+
+def shortened(value: str) -> str:
+    """A variable's value; a long one is told by its beginning and a digest."""
+    value = value.encode(errors="replace").decode()
+    if len(value) <= LONGEST_VALUE:
+        return value
+    return f"{value[:LONGEST_VALUE]}… {hashlib.sha256(value.encode()).hexdigest()[:12]}"
 
 
 def capture(device: str, threads: int) -> dict[str, Any]:
@@ -258,13 +280,31 @@ def _git(folder: Path, *arguments: str) -> str:
 
 
 @cache
+def program_hash() -> str:
+    """Changes with the catalogue's source, with that of what measures, and with ctxbench's version."""
+    here = Path(__file__).parent
+    return digest_of([*catalogue(), *(here / f"{name}.py" for name in MEASURING)])
+
+
+@cache
 def code_hash(block: str) -> str:
-    """Changes with the catalogue's source, the file the block is in, and ctxbench's version."""
+    """Changes with `program_hash`, and with the file of a block that is the user's own."""
     import blocks
 
     own = Path(inspect.getsourcefile(blocks.info(block).cls) or "")
-    digest = hashlib.sha256(__version__.encode())
-    for path in sorted({*Path(blocks.__file__).parent.glob("*.py"), own}):
+    return program_hash() if own in catalogue() else digest_of([own], program_hash())
+
+
+def catalogue() -> list[Path]:
+    """The source of the blocks that come with ctxbench."""
+    import blocks
+
+    return sorted(Path(blocks.__file__).parent.glob("*.py"))
+
+
+def digest_of(paths: list[Path], start: str = __version__) -> str:
+    digest = hashlib.sha256(start.encode())
+    for path in sorted(paths):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:12]
 

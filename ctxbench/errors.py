@@ -20,6 +20,10 @@ class WriteError(RunError):
     """Results could not be written."""
 
 
+class DeviceLostError(RunError):
+    """A block has left the device such that nothing else runs there in this process."""
+
+
 def first_line(error: BaseException) -> str:
     """The first line of an error's message, or its type if it says nothing."""
     try:

@@ -15,6 +15,7 @@ from ctxbench import pinning
 # Largest relative error (Euclidean norm) against the same block in float64.
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.float16: 1e-1, torch.bfloat16: 1e-1}
 TINY = 1e-30
+SETTINGS_KEPT = "torch's own settings are left as they are"
 PROBE = (2, 9, 7)  # batch, height, width: small, odd and not square
 
 
@@ -48,7 +49,7 @@ def untouched_settings() -> Iterator[None]:
     """Whatever a block sets in torch as a whole would change the other blocks' times; it is set back."""
     with pinning.restored() as kept:
         yield
-    require(all(kept), "torch's own settings are left as they are")
+    require(all(kept), SETTINGS_KEPT)
 
 
 def wake(block: blocks.ContextBlock) -> blocks.ContextBlock:

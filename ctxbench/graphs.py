@@ -1,9 +1,10 @@
-"""A call recorded as a CUDA graph: its replay costs what the device needs, without the launches."""
+"""A call recorded as a CUDA graph: its replay costs what the device needs, and one launch."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 from time import perf_counter
 from typing import Any
 
@@ -47,26 +48,40 @@ def replayed(call: Callable[[], object], tidy: Callable[[], None], device: int) 
     """
     start = perf_counter()
     try:
-        clock, graph = cuda_clock(device), capture(call, tidy)
+        clock, graph = cuda_clock(device), capture(call, tidy, side_stream(device))
         samples: list[Sample] = []
         while len(samples) < FEWEST or (len(samples) < MOST and spent(samples) < ENOUGH_S):
             samples.append(clock(graph.replay))
     except RAISED as error:
-        return Replays(perf_counter() - start, reason=first_line(error))
+        return Replays(perf_counter() - start, reason=first_line(origin(error)))
     return Replays(perf_counter() - start, samples)
+
+
+def origin(error: BaseException) -> BaseException:
+    """What came first: that a capture was broken off says less than what broke it off."""
+    while error.__context__ is not None:
+        error = error.__context__
+    return error
+
+
+@cache
+def side_stream(device: int) -> torch.cuda.Stream:
+    """One for all captures: each stream keeps a work space of its own."""
+    return torch.cuda.Stream(device)
 
 
 def spent(samples: list[Sample]) -> float:
     return sum(sample.wall_ms for sample in samples) / 1000
 
 
-def capture(call: Callable[[], object], tidy: Callable[[], None]) -> torch.cuda.CUDAGraph:
-    """Record `call`, after a few calls on a stream of their own as capturing asks for.
+def capture(
+    call: Callable[[], object], tidy: Callable[[], None], stream: torch.cuda.Stream
+) -> torch.cuda.CUDAGraph:
+    """Record `call` on a stream of its own, after a few calls there as capturing asks for.
 
     Raises:
         Exception: whatever stops a call from being recorded.
     """
-    stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         for _ in range(WARM_UP):
@@ -74,7 +89,7 @@ def capture(call: Callable[[], object], tidy: Callable[[], None]) -> torch.cuda.
             tidy()
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, stream=stream):
         call()
     tidy()
     return graph

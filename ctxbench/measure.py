@@ -16,11 +16,11 @@ import torch
 
 from ctxbench import gate, graphs, pinning
 from ctxbench.clocks import frequency_mhz, rated_mhz
-from ctxbench.errors import RAISED
+from ctxbench.errors import RAISED, DeviceLostError
 from ctxbench.monitor import Monitor
 from ctxbench.outcome import Outcome, failure
 from ctxbench.spec import Cell
-from ctxbench.subject import Load, Reference, Subject
+from ctxbench.subject import Load, Reference, Subject, require_device
 
 MIN_ROUNDS, MAX_ROUNDS = 10, 1000
 BUDGET_S = 2.0  # of timed calls per cell, once MIN_ROUNDS are done
@@ -52,6 +52,9 @@ def group(cells: list[Cell], settings: Settings, monitor: Monitor) -> Iterator[t
     reference once, in random order, so that a drift of the machine meets all alike. A block leaves
     when it has settled or its calls have taken its budget, but not before MIN_ROUNDS. CUDA graphs come
     last, one at a time: each holds memory of its own, and one that fails may leave the device unusable.
+
+    Raises:
+        DeviceLostError: when a block has left the device unusable for all others of this process.
     """
     try:
         pinning.pin(settings.threads)
@@ -71,6 +74,7 @@ def group(cells: list[Cell], settings: Settings, monitor: Monitor) -> Iterator[t
             gate.check(cell.create, cell.device, getattr(torch, cell.dtype))
             subjects.append(Subject(cell, load, start, settings.timeout_s))
         except RAISED as error:
+            require_device(load.x)
             load.restore()
             yield cell, failure(error, perf_counter() - start)
     together = {"rounds_id": secrets.token_hex(6)}
@@ -85,9 +89,12 @@ def group(cells: list[Cell], settings: Settings, monitor: Monitor) -> Iterator[t
                 outcome = failure(error, subject.spent_s)
             if load.x.is_cuda and outcome.status == "ok" and not subject.cell.compiled:
                 to_capture.append((subject, outcome))
+                monitor.measured(subject.cell, outcome)
             else:
                 yield subject.cell, outcome
-    except RAISED as error:  # the reference itself, or the device, gave up
+    except DeviceLostError:
+        raise
+    except RAISED as error:  # the reference itself gave up
         yield from ((subject.cell, failure(error, subject.spent_s)) for subject in waiting)
     for subject, outcome in to_capture:
         monitor.taking(subject.cell)

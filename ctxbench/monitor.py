@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ctxbench.cost import Cost
+    from ctxbench.outcome import Outcome
     from ctxbench.record import Record
     from ctxbench.spec import Cell
 
@@ -24,6 +25,9 @@ class Monitor:
 
     def estimated(self, cell: Cell, cost: Cost) -> None:
         """The cost of a cell that is going to be measured."""
+
+    def measured(self, cell: Cell, outcome: Outcome) -> None:
+        """What a cell's record will hold even if nothing more can be found out about it."""
 
     def needing(self, count: int) -> None:
         """The cells to come need at most so many bytes of the host's memory."""

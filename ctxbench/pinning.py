@@ -26,11 +26,25 @@ def attribute(owner: Any, name: str, value: Any) -> Setting:
 
 
 CUDA, CUDNN = torch.backends.cuda, torch.backends.cudnn
+BACKENDS: Any = torch.backends  # whose stubs lack the newer settings
 PINNED = (
-    attribute(CUDA.matmul, "fp32_precision", "ieee"),
-    attribute(CUDNN.conv, "fp32_precision", "ieee"),  # type: ignore[attr-defined]
-    attribute(CUDNN.rnn, "fp32_precision", "ieee"),
+    # The older switches first: the newer ones set them as well, but do not clear them.
+    attribute(CUDNN, "allow_tf32", False),
+    attribute(BACKENDS, "fp32_precision", "ieee"),
+    *(
+        attribute(part, "fp32_precision", "ieee")
+        for library, names in (
+            (BACKENDS.cuda, ("matmul",)),
+            (BACKENDS.cudnn, ("conv", "rnn")),
+            (BACKENDS.mkldnn, ("matmul", "conv", "rnn")),
+        )
+        for part in (getattr(library, name) for name in names)
+    ),
+    attribute(CUDNN, "enabled", True),
     attribute(CUDNN, "benchmark", False),
+    attribute(CUDNN, "deterministic", False),
+    attribute(CUDA.matmul, "allow_fp16_reduced_precision_reduction", True),
+    attribute(CUDA.matmul, "allow_bf16_reduced_precision_reduction", True),
     Setting(CUDA.flash_sdp_enabled, CUDA.enable_flash_sdp, True),
     Setting(CUDA.mem_efficient_sdp_enabled, CUDA.enable_mem_efficient_sdp, True),
     Setting(CUDA.math_sdp_enabled, CUDA.enable_math_sdp, True),

@@ -108,19 +108,20 @@ def figures(frame: pd.DataFrame) -> list[Picture]:
     look = styles(frame)
     found = []
     with matplotlib.rc_context(cast(Any, STYLE)):
-        for _, members in usable.groupby(INPUT):
+        for _, every in usable.groupby(INPUT):
+            members, missing = one_shape_each(every)
             about, name = described(first(members)), slug(first(members))
             for column, stem, what in COUNTED:
                 if figure := cost_over_resolution(members, column, look, about):
-                    caption = f"{what} ({about}){left_out(members[members[column] == 0])}"
+                    caption = f"{what} ({about}){left_out(members[members[column] == 0])}{missing}"
                     found.append(Picture(f"{stem}-{name}", caption, figure))
         for _, every in measured.groupby([*INPUT, "compiled", "env_hash"]):
             # The control does no work: it would win every contest, and stretch the axes of what works.
-            members = every[every["family"] != CONTROL]
+            members, missing = one_shape_each(newest_code(every[every["family"] != CONTROL]))
             if members.empty:
                 continue
             about, name = described(first(members), measured=True), slug(first(members), measured=True)
-            missing = left_out(every[every["family"] == CONTROL])
+            missing = left_out(every[every["family"] == CONTROL]) + missing
             if figure := cost_over_resolution(members, "latency_ms_median", look, about):
                 caption = f"Latency, {spread_of(members)} ({about}){missing}"
                 found.append(Picture(f"latency-{name}", caption, figure))
@@ -131,6 +132,26 @@ def figures(frame: pd.DataFrame) -> list[Picture]:
                 )
                 found.append(Picture(f"pareto-{name}", caption, figure))
     return found
+
+
+def one_shape_each(frame: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """Of several shapes with as many pixels the squarest, the same for all blocks; and a word on the others."""
+    sides = frame[["pixels", "height", "width"]].drop_duplicates()
+    sides = sides.assign(length=sides["height"] + sides["width"]).sort_values(["pixels", "length", "height"])
+    chosen = sides.drop_duplicates("pixels")
+    others = sides.drop(chosen.index)
+    named = ", ".join(map(resolution, others.to_dict("records")))
+    kept = frame.merge(chosen[["height", "width"]], on=["height", "width"])
+    return kept, f"; as many pixels, and not shown: {named}" if named else ""
+
+
+def newest_code(frame: pd.DataFrame) -> pd.DataFrame:
+    """What the latest version of the program measured of each cell; tables show the others as well."""
+    return (
+        frame.sort_values("created_utc")
+        .drop_duplicates(["spec", "height", "width"], keep="last")
+        .sort_index()
+    )
 
 
 def left_out(members: pd.DataFrame) -> str:
@@ -173,7 +194,7 @@ def cost_over_resolution(
     frame: pd.DataFrame, column: str, look: dict[str, dict[str, Any]], about: str
 ) -> Figure | None:
     """One column against the number of pixels, log-log, one line per spec, labelled at its end."""
-    data = frame[frame[column] > 0]
+    data = frame[drawable(frame[column])]
     data = data[data.groupby("spec")["pixels"].transform("nunique") > 1]
     if data.empty:
         return None
@@ -191,16 +212,22 @@ def cost_over_resolution(
             low, high = rows["latency_ms_ci_low"], rows["latency_ms_ci_high"]
             axes.vlines(rows["pixels"], low, high, color=look[spec]["color"], linewidth=1)
         ends.append((float(rows["pixels"].iloc[-1]), float(y.iloc[-1]), spec))
-    axes.set(xscale="log", yscale="log", ylabel=metric.title, xlabel="resolution", title=heading(about))
+    axes.set(xscale="log", yscale="log", ylabel=metric.title, xlabel="resolution")
+    axes.set_title(heading(about), parse_math=False)
     resolution_ticks(axes, data)
     plain_numbers(axes)
     label_ends(axes, ends, look)
     return figure
 
 
+def drawable(values: pd.Series[float]) -> pd.Series[bool]:
+    """What a logarithmic axis can show; beyond these bounds lies no measurement."""
+    return (values > 1e-9) & (values < 1e24)
+
+
 def latency_against_memory(frame: pd.DataFrame, look: dict[str, dict[str, Any]], about: str) -> Figure | None:
     """Latency and memory at the largest measured resolution, with the Pareto frontier."""
-    data = frame[frame["memory_predicted_bytes"] > 0]
+    data = frame[drawable(frame["memory_predicted_bytes"]) & drawable(frame["latency_ms_median"])]
     data = data[data["pixels"] == data["pixels"].max()].drop_duplicates("spec")
     if len(data) < 2:
         return None
@@ -220,8 +247,8 @@ def latency_against_memory(frame: pd.DataFrame, look: dict[str, dict[str, Any]],
         yscale="log",
         xlabel=METRICS["memory_predicted_bytes"].title,
         ylabel=METRICS["latency_ms_median"].title,
-        title=heading(f"{about}, at {resolution(data.iloc[0])}"),
     )
+    axes.set_title(heading(f"{about}, at {resolution(data.iloc[0])}"), parse_math=False)
     axes.margins(0.15)
     plain_numbers(axes, both=True)
     draw_frontier(axes, pareto([(x, y) for x, y, _ in points]))

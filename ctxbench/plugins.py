@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
 import sys
@@ -32,10 +33,11 @@ def load(path: Path) -> None:
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise UsageError(f"--plugin: {path} is not a Python file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # inspect finds a class's source through it
     try:
-        spec.loader.exec_module(module)
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module  # inspect finds a class's source through it
+        with contextlib.redirect_stdout(sys.stderr):  # what it prints is no result
+            spec.loader.exec_module(module)
     except RAISED as error:
-        del sys.modules[name]
+        sys.modules.pop(name, None)
         raise UsageError(f"--plugin: {path} failed: {type(error).__name__}: {first_line(error)}") from error

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import signal
 from typing import Any
 
 from ctxbench.errors import UsageError
@@ -30,5 +31,10 @@ def start_server() -> None:
     context()
     from multiprocessing import forkserver
 
-    with contextlib.suppress(OSError):
-        forkserver.ensure_running()
+    # A Ctrl-C reaches the server too, which would say so at length while it is loading.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        with contextlib.suppress(OSError, EOFError):
+            forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

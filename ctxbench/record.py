@@ -45,7 +45,7 @@ class Record(BaseModel):
     spec: Text
     family: Text
     options_json: LongText
-    seed: int
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)]
     estimated: bool
 
     # input
@@ -97,6 +97,8 @@ class Record(BaseModel):
     latency_samples_json: LongText | None = None
     latency_cpu_samples_json: LongText | None = None
     reference_ms_median: Amount | None = None
+    reference_ms_ci_low: Amount | None = None
+    reference_ms_ci_high: Amount | None = None
     reference_gflops: Amount | None = None
     calls_s: Amount | None = None
     rounds_id: Digest | None = None
@@ -131,11 +133,12 @@ class Record(BaseModel):
     cudnn: Text | None
     driver: Text | None
     cpu: Text
-    threads: int
+    threads: Side
     tf32: bool
     flags_json: LongText = "{}"
     env_hash: Digest
     code_hash: Digest
+    program_hash: Digest | None = None
 
     @model_validator(mode="after")
     def belongs_together(self) -> Record:

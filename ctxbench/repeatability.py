@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from statistics import median
 
 from ctxbench.record import Row
-from ctxbench.tables import Column, Table, group_title, leaderboard_key, number
+from ctxbench.tables import Column, Table, group_title, leaderboard_key, number, preempted
 
 REPEATABLE = 0.10  # the spread up to which a cell counts as repeatable
-METRIC = "latency_ref_ratio"
+METRIC, LATENCY = "latency_ref_ratio", "latency_ms_median"
+MOST_NAMED = 3
 TIMES = (
-    "latency_ms_median",
+    LATENCY,
     "latency_cpu_ms_median",
     METRIC,
     "latency_graph_ms_median",
@@ -42,45 +44,55 @@ def spread(values: list[float]) -> float:
 
 def repetitions(rows: list[Row]) -> list[Repetition]:
     """Cells that several runs timed with the same code and environment, the largest spread first."""
-    same: dict[tuple[str, str, str], dict[str, Row]] = {}
-    for row in sorted(rows, key=lambda row: row["created_utc"]):
-        if row[METRIC] is not None and row["latency_ms_median"] is not None:
-            same.setdefault((row["cell_id"], row["env_hash"], row["code_hash"]), {})[row["run_id"]] = row
     found = []
-    for runs in same.values():
-        members = list(runs.values())
+    for members in same_cells(row for row in rows if row[METRIC] is not None):
         if len(members) > 1:
-            ratios, walls = ([row[name] for row in members] for name in (METRIC, "latency_ms_median"))
+            ratios, walls = ([row[name] for row in members] for name in (METRIC, LATENCY))
             found.append(Repetition(members[0], len(members), spread(ratios), spread(walls)))
     return sorted(found, key=lambda it: (-it.ratio_spread, it.row["spec"], it.row["cell_id"]))
+
+
+def same_cells(rows: Iterable[Row]) -> list[list[Row]]:
+    """Timed rows of one cell, environment and code, one of each run: the latest."""
+    groups: dict[tuple[str, ...], dict[str, Row]] = {}
+    for row in sorted(rows, key=lambda row: row["created_utc"]):
+        if row[LATENCY] is not None:
+            key = row["cell_id"], row["env_hash"], row["code_hash"]
+            groups.setdefault(key, {})[row["run_id"]] = row
+    return [list(runs.values()) for runs in groups.values()]
 
 
 def pooled(rows: list[Row]) -> list[Row]:
     """One row for a cell that several runs timed with the same code and environment; others as they are.
 
-    Its times are medians over the runs; the interval of its latency is their range.
+    Its times are medians over the runs; their intervals are the range over the runs.
     """
-    kept: list[Row] = []
-    groups: dict[tuple[str, ...], list[Row]] = {}
-    for row in rows:
-        if row["latency_ms_median"] is None:
-            kept.append(row)
-        else:
-            groups.setdefault((row["cell_id"], row["env_hash"], row["code_hash"]), []).append(row)
-    return kept + [together(members) for members in groups.values()]
+    others = [row for row in rows if row[LATENCY] is None]
+    return others + [together(members) for members in same_cells(rows)]
 
 
-def together(members: list[Row]) -> Row:
-    """What several runs found of one cell, as one row; of a run that timed it twice, the latest."""
-    latest = {row["run_id"]: row for row in sorted(members, key=lambda row: row["created_utc"])}
-    rows = list(latest.values())
+def together(rows: list[Row]) -> Row:
+    """What several runs found of one cell, as one row."""
     if len(rows) == 1:
         return rows[0]
-    latencies = [row["latency_ms_median"] for row in rows]
-    middles = {name: median(values) for name in TIMES if None not in (values := [row[name] for row in rows])}
-    ends = {"latency_ms_ci_low": min(latencies), "latency_ms_ci_high": max(latencies)}
-    about = {"runs": len(rows), "run_id": f"{len(rows)} runs", "rounds_id": None}
-    return rows[-1] | middles | ends | about | {"converged": all(row["converged"] for row in rows)}
+    names = sorted(row["run_id"] for row in rows)
+    shown = names if len(names) <= MOST_NAMED else [names[0], "…", names[-1]]
+    pool: Row = {
+        "runs": len(rows),
+        "run_id": f"{len(rows)} runs: {', '.join(shown)}",
+        "rounds_id": None,
+        "converged": all(row["converged"] for row in rows),
+        "preempted": any(map(preempted, rows)),
+        "latency_samples_json": None,
+        "latency_cpu_samples_json": None,
+    }
+    for name in TIMES:
+        values = [row[name] for row in rows if row[name] is not None]
+        pool[name] = median(values) if values else None
+    for stem in ("latency_ms", "latency_graph_ms"):
+        values = [row[f"{stem}_median"] for row in rows if row[f"{stem}_median"] is not None]
+        pool |= {f"{stem}_ci_low": min(values, default=None), f"{stem}_ci_high": max(values, default=None)}
+    return rows[-1] | pool
 
 
 def repeatability_table(rows: list[Row]) -> Table[Group] | None:

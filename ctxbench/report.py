@@ -83,7 +83,11 @@ class Report:
             raise UsageError(f"cannot write to {out}: {error.strerror}; choose another with --out") from None
         pictures = self.write_figures(out / "figures")
         for old in (out / "figures").glob("*"):
-            if FIGURE.fullmatch(old.name) and old.stem not in {picture.name for picture in pictures}:
+            if (
+                old.is_file()
+                and FIGURE.fullmatch(old.name)
+                and old.stem not in {picture.name for picture in pictures}
+            ):
                 old.unlink()
         write_atomically(out / "report.md", self.markdown(pictures))
         write_atomically(out / "index.html", self.html(pictures))

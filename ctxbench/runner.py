@@ -62,7 +62,7 @@ class Run:
             RunError: when a record cannot be written, or no process be started.
         """
         reporter = reporter or Reporter()
-        known = self.known_records()
+        known = self.known_records(reporter)
         pinning.pin(self.settings.threads)
         columns = environment.capture(self.device, self.settings.threads)
         refuse_other_environment(list(known.values()), columns)
@@ -91,17 +91,22 @@ class Run:
             for batch in batches(cells):
                 yield from settle(batch, self.settings, found[0], reporter)
 
-    def known_records(self) -> dict[str, Record]:
+    def known_records(self, reporter: Reporter) -> dict[str, Record]:
         """The records of this plan's cells that the folder holds, made by the present code.
 
-        What was skipped is tried again: memory may have become free. A fresh run sets all aside.
+        What was skipped is tried again: memory may have become free. A fresh run sets all aside, and
+        any run those files that are no records and would be overwritten.
         """
         wanted = {cell.id for cell in self.cells}
         if self.fresh:
             self.store.set_aside(wanted)
+        records, unreadable = self.store.read()
+        for file in unreadable:
+            reporter.notice(f"cannot read {file.path.name}: {file.reason}; it is left out")
+        self.store.set_aside({file.path.stem for file in unreadable} & wanted)
         return {
             record.cell_id: record
-            for record in self.store.read()[0]
+            for record in records
             if record.cell_id in wanted
             and record.status != "skipped"
             and record.code_hash == environment.code_hash(record.block)
@@ -143,6 +148,7 @@ def make_record(settled: Settled, columns: dict[str, Any], run_id: str) -> Recor
         "device_type": cell.device,
         "status": outcome.status,
         "code_hash": environment.code_hash(cell.block),
+        "program_hash": environment.program_hash(),
     }
     try:
         return Record(**(fields | cost_columns(settled.cost) | outcome.columns | columns))

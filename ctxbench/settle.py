@@ -19,7 +19,7 @@ from ctxbench.measure import Settings
 from ctxbench.monitor import Monitor
 from ctxbench.outcome import Outcome, failure
 from ctxbench.spec import Cell
-from ctxbench.subject import REFERENCE_SIDE
+from ctxbench.subject import reference_side
 
 MEMORY_FACTOR = 1.15  # kernels' work space beyond the tensors
 MAPS_BESIDE = 4  # input, output's gradient, and the copies a CPU convolution makes of a map
@@ -48,7 +48,7 @@ def batches(cells: list[Cell]) -> list[list[Cell]]:
 def settle(cells: list[Cell], settings: Settings, device: Device, monitor: Monitor) -> Iterator[Settled]:
     """Every cell of one batch with its cost and what became of it, as soon as it is known.
 
-    While anything runs on a device, this is the only run of ctxbench there.
+    While anything runs on a GPU, this is the only run of ctxbench there.
     """
     with contextlib.nullcontext() if cells[0].estimated else device.alone(monitor.working):
         yield from settle_alone(cells, settings, monitor)
@@ -123,7 +123,7 @@ def too_large(cell: Cell, cost: Cost) -> Outcome | None:
 def needed_bytes(cell: Cell, cost: Cost) -> int:
     """The predicted peak with the input, the matrices of the reference, and a margin for kernels' work space."""
     one_map = math.prod(cell.shape) * getattr(torch, cell.dtype).itemsize
-    reference = 3 * REFERENCE_SIDE[cell.device] ** 2 * getattr(torch, cell.dtype).itemsize
+    reference = 3 * reference_side(cell.device, cell.dtype) ** 2 * getattr(torch, cell.dtype).itemsize
     return int(cost.memory_bytes * MEMORY_FACTOR) + MAPS_BESIDE * one_map + reference
 
 

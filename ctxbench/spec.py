@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import hashlib
 import itertools
 import json
 import math
 import re
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import blocks
-from ctxbench.errors import UsageError
+from ctxbench.errors import RAISED, UsageError
 from ctxbench.meta import meta_tensors
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
@@ -25,6 +27,7 @@ INTEGER = re.compile(r"[+-]?[0-9]{1,18}")
 NUMBER = re.compile(r"[+-]?([0-9]{1,18}\.?[0-9]{0,18}|\.[0-9]{1,18})(e[+-]?[0-9]+)?", re.IGNORECASE)
 LARGEST = 2**31 - 1
 MAX_SPECS = 10_000
+MAX_VALUE = 100  # characters of an option's value
 SPEC = re.compile(r"(?P<name>[^\[\]]+?)\s*(\[(?P<options>[^\[\]]*)\])?")
 
 
@@ -201,8 +204,19 @@ def parse_options(item: str, text: str) -> dict[str, list[Any]]:
             raise UsageError(f"cannot read {pair!r} in {item!r}; write option=value or option=a/b")
         if name in options:
             raise UsageError(f"option {name!r} stands twice in {item!r}; write {name}=a/b")
-        options[name] = [literal(value) for value in values.split("/")]
+        options[name] = [literal(readable(value)) for value in values.split("/")]
     return options
+
+
+def readable(value: str) -> str:
+    """A value that can be written down again.
+
+    Raises:
+        UsageError: if it is too long, or not text.
+    """
+    if len(value) > MAX_VALUE or value.encode(errors="replace").decode() != value:
+        raise UsageError(f"cannot read {value[:40]!r}...; write at most {MAX_VALUE} characters of text")
+    return value
 
 
 def literal(text: str) -> Any:
@@ -237,11 +251,11 @@ def resolve(name: str, options: Mapping[str, Any]) -> BlockSpec:
 def check_fit(spec: BlockSpec, channels: int, compiling: bool) -> None:
     """Build the block without memory, so that what does not fit is known before the run."""
     try:
-        with meta_tensors(compiling):
+        with meta_tensors(compiling), contextlib.redirect_stdout(sys.stderr):
             blocks.create(spec.name, channels, **dict(spec.options))
     except ValueError as error:
         raise UsageError(f"{spec.label} with {channels} channels: {error}") from None
-    except Exception:  # not the user's mistake: the cell's record will tell it
+    except RAISED:  # not the user's mistake: the cell's record will tell it
         return
 
 

@@ -46,7 +46,7 @@ class Unreadable:
 class RunStore:
     """The folder of one run: `records/<cell id>.json`, `plans/<hash>.json`, `commands/<moment>.json`.
 
-    Records that were measured anew are kept in `replaced/<moment>/`, which nothing reads.
+    What was measured anew, or could not be read, is kept in `replaced/<moment>/`, which nothing reads.
 
     Several processes may write to it: a record is complete or absent, and the last one wins.
     """
@@ -99,7 +99,7 @@ class RunStore:
     @property
     def name(self) -> str:
         """The run's name: that of its folder."""
-        return self.folder.resolve().name
+        return self.folder.resolve().name.encode(errors="replace").decode()
 
     def write(self, record: Record) -> None:
         write_atomically(self.records / f"{record.cell_id}.json", record.to_json())
@@ -300,7 +300,7 @@ def tell(error: Exception) -> str:
 
 def _is_stale(path: Path) -> bool:
     """Whether this is a temporary file that nobody is writing any more."""
-    if not TEMPORARY.fullmatch(path.name):
+    if not TEMPORARY.fullmatch(path.name) or not path.is_file():
         return False
     try:
         return time.time() - path.stat().st_mtime > STALE_AFTER_S

@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 from ctxbench import environment, gate
 from ctxbench.clocks import Sample, cpu_clock, cuda_clock, frequency_mhz
 from ctxbench.cost import Spy, count_with_fvcore
-from ctxbench.errors import RAISED
+from ctxbench.errors import RAISED, DeviceLostError, first_line
 from ctxbench.outcome import Outcome, failure, overdue
 from ctxbench.spec import Cell
 from ctxbench.statistics import Median, median
@@ -81,7 +81,8 @@ class Subject:
             self.block = torch.compile(self.eager, dynamic=False)
         self.attention_kernels: set[str] = set()
         self.kept: list[Tensor] = []  # the first call's output, until it is checked
-        self.first_call_ms = self.first_call()
+        with gate.untouched_settings():
+            self.first_call_ms = self.first_call()
         self.memory_bytes = self.allocator_peak() if load.x.is_cuda else None
         self.fvcore = None if cell.compiled else count_with_fvcore(self.eager, self.x.detach())
         self.preparation_s = perf_counter() - start
@@ -182,10 +183,12 @@ class Subject:
     def attempt(self) -> Sample | None:
         """The time of one call; one that raises, or uses up the cell's time, is the end of this subject."""
         try:
-            taken = self.clock(self.call_repeatedly)
+            with gate.untouched_settings():
+                taken = self.clock(self.call_repeatedly)
             self.tidy()
         except RAISED as error:
             self.failed = failure(error, self.spent_s)
+            require_device(self.x)
             self.tidy()
             return None
         self.calls_s += taken.wall_ms / 1000
@@ -233,6 +236,8 @@ class Subject:
             "latency_cpu_ms_median": cpu,
             "latency_ref_ratio": own / reference.ms if reference.ms else None,
             "reference_ms_median": reference.ms,
+            "reference_ms_ci_low": reference.median.low,
+            "reference_ms_ci_high": reference.median.high,
             "reference_gflops": reference.gflops,
             "iterations": len(self.samples),
             "calls_per_iteration": self.repeats,
@@ -247,6 +252,19 @@ class Subject:
             "macs_fvcore": self.fvcore and self.fvcore.macs,
             "fvcore_missed_json": self.fvcore and json.dumps(self.fvcore.missed_ops),
         }
+
+
+def require_device(x: Tensor) -> None:
+    """After some errors nothing runs on a CUDA device in this process any more.
+
+    Raises:
+        DeviceLostError: if so.
+    """
+    if x.is_cuda:
+        try:
+            torch.cuda.synchronize()
+        except Exception as error:
+            raise DeviceLostError(first_line(error)) from error
 
 
 class AttentionKernels(TorchFunctionMode):
@@ -280,11 +298,16 @@ class KernelNames(Spy):
         return operator(*args, **(kwargs or {})) if result is NotImplemented else result
 
 
+def reference_side(device: str, dtype: str) -> int:
+    """The matrices' side; a CUDA device without fast float64 gets smaller ones, or it would take seconds."""
+    return 2048 if (device, dtype) == ("cuda", "float64") else REFERENCE_SIDE[device]
+
+
 class Reference:
     """A square matrix product: the machine's own measure of speed, in the same rounds."""
 
     def __init__(self, like: Tensor) -> None:
-        self.side = REFERENCE_SIDE[like.device.type]
+        self.side = reference_side(like.device.type, str(like.dtype).removeprefix("torch."))
         a, b = torch.randn(2, self.side, self.side, device=like.device, dtype=like.dtype)
         self.product = lambda: torch.mm(a, b)
         self.on_cuda = like.is_cuda
@@ -302,9 +325,13 @@ class Reference:
         del self.samples[-1:]
 
     @property
+    def median(self) -> Median:
+        """Milliseconds with their interval: between events on CUDA, of CPU time on a CPU."""
+        return median([sample.wall_ms if self.on_cuda else sample.cpu_ms for sample in self.samples])
+
+    @property
     def ms(self) -> float:
-        """Median milliseconds: between events on CUDA, of CPU time on a CPU."""
-        return median([sample.wall_ms if self.on_cuda else sample.cpu_ms for sample in self.samples]).value
+        return self.median.value
 
     @property
     def gflops(self) -> float | None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -16,6 +18,7 @@ MISSING = "–"
 FVCORE_TOLERANCE = 0.01
 PREEMPTED = 0.9  # of the wall time: a single thread that got less of the CPU had to wait for others
 GROUP = ("batch", "channels", "height", "width", "dtype", "mode", "compiled", "estimated")
+MEASURED_BY = ("env_hash", "program_hash")
 ORDER = ("batch", "channels", "dtype", "compiled", "mode", "device_name", "env_hash", "spec", "cell_id")
 R = TypeVar("R")
 
@@ -107,6 +110,8 @@ def doubts(row: Row) -> list[str]:
 
 def preempted(row: Row) -> bool:
     """Whether other processes took the CPU away from a single thread."""
+    if "preempted" in row:
+        return bool(row["preempted"])
     wall, cpu = row["latency_ms_median"], row["latency_cpu_ms_median"]
     alone = row["device_type"] == "cpu" and row["threads"] == 1
     return bool(alone and wall and cpu is not None and cpu < PREEMPTED * wall)
@@ -129,7 +134,7 @@ def fvcore(row: Row) -> str:
 
 
 def leaderboards(rows: list[Row], baseline: str | None = None) -> list[Table[Row]]:
-    """One table per shape, dtype, mode and, if measured, environment: by rising cost, failures last.
+    """One table per shape, dtype, mode and, if measured, environment and code: by rising cost, failures last.
 
     The cost is the latency where it was measured and the MACs otherwise; `baseline` names the spec
     that the ratios refer to, each within its own run.
@@ -137,12 +142,27 @@ def leaderboards(rows: list[Row], baseline: str | None = None) -> list[Table[Row
     groups: dict[tuple[Any, ...], list[Row]] = {}
     for row in sorted(rows, key=lambda row: (row["pixels"], *(str(row[name]) for name in ORDER))):
         groups.setdefault(leaderboard_key(row), []).append(row)
-    return [leaderboard(members, baseline) for members in groups.values()]
+    found = [leaderboard(members, baseline) for members in groups.values()]
+    titles = Counter(table.title for table in found)
+    return [
+        table
+        if titles[table.title] == 1
+        else dataclasses.replace(table, title=f"{table.title}, {code(table)}")
+        for table in found
+    ]
 
 
 def leaderboard_key(row: Row) -> tuple[Any, ...]:
     """What the rows of one table share."""
-    return (*(row[name] for name in GROUP), None if row["estimated"] else row["env_hash"])
+    return (
+        *(row[name] for name in GROUP),
+        *(None if row["estimated"] else row[name] for name in MEASURED_BY),
+    )
+
+
+def code(table: Table[Row]) -> str:
+    """What tells tables apart that were measured by different versions of the program."""
+    return f"code {(table.rows[0]['program_hash'] or 'unknown')[:6]}"
 
 
 def leaderboard(rows: list[Row], baseline: str | None) -> Table[Row]:

@@ -11,12 +11,12 @@ import gc
 import math
 import multiprocessing
 import os
+import secrets
 import signal
 import sys
 import threading
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from time import monotonic
@@ -35,6 +35,7 @@ from ctxbench.outcome import Outcome, overdue
 from ctxbench.processes import context
 from ctxbench.settle import Settled, settle
 from ctxbench.spec import Cell
+from ctxbench.talk import Answer, Estimated, Fatal, Listener, Measured, Speaker, Told
 
 POLL_S = 0.2
 GRACE_S = 3.0  # between asking a worker to end and ending it
@@ -42,6 +43,8 @@ SLACK_BYTES = 2**30  # beyond a prediction, before an allocation is refused
 SLACK_FACTOR = 1.3
 NOBODY = -1
 ATTEMPTS = 2  # to start a worker
+MARK = "CTXBENCH_WORKER"  # a variable that all have whom a worker starts
+F_SETSIG = 10  # Linux's fcntl.h
 
 
 def settle_in_workers(
@@ -71,8 +74,23 @@ def settle_in_workers(
                     yield from verdict
                     queue.extendleft(reversed(again))
     finally:
-        for worker in busy.values():
-            worker.stop()
+        with deaf():
+            for worker in busy.values():
+                worker.stop()
+
+
+@contextlib.contextmanager
+def deaf() -> Iterator[None]:
+    """A second signal to end must not keep the workers from being ended."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class Worker:
@@ -87,13 +105,15 @@ class Worker:
         self.cells, self.timeout_s = cells, settings.timeout_s
         self.pending = dict(enumerate(cells))
         self.costs: dict[int, Cost] = {}
+        self.measured: dict[int, Outcome] = {}
         self.hand = processes.RawArray("d", [NOBODY, math.inf])  # number of a cell, and since when
         self.overdue: tuple[int, float] | None = None  # the cell that used up its time, and how much it was
         self.fatal: str | None = None
-        self.connection, sending = processes.Pipe(duplex=False)
+        receiving, sending = processes.Pipe(duplex=False)
+        self.listener, self.mark = Listener(receiving), f"{device.name} {secrets.token_hex(8)}"
         arguments = (sending, self.hand, cells, settings, device)
         for attempt in range(ATTEMPTS):  # somebody may have ended the server; it then starts anew
-            self.process = processes.Process(target=work, args=arguments, name=f"ctxbench {device.name}")
+            self.process = processes.Process(target=work, args=arguments, name=self.mark)
             try:
                 self.process.start()
                 break
@@ -104,23 +124,25 @@ class Worker:
 
     @property
     def handles(self) -> list[Any]:
-        return [self.process.sentinel, *([] if self.connection.closed else [self.connection])]
+        return [self.process.sentinel, *([] if self.listener.closed else [self.listener.connection])]
 
     def settled(self, monitor: Monitor) -> Iterator[Settled]:
         """What the worker has told since it was last asked."""
-        try:
-            while not self.connection.closed and self.connection.poll():
-                message = self.connection.recv()
-                if isinstance(message, Told):
+        for message in self.listener.heard():
+            match message:
+                case Told():
                     getattr(monitor, message.how)(message.text)
-                elif isinstance(message, Estimated):
+                case Estimated():
                     self.costs[message.number] = message.cost
-                elif isinstance(message, Fatal):
+                case Measured():
+                    self.measured[message.number] = message.outcome
+                case Fatal():
                     self.fatal = message.text
-                else:
+                case Answer() if message.number in self.pending:
                     yield Settled(self.pending.pop(message.number), message.cost, message.outcome)
-        except (EOFError, OSError):  # it has ended, perhaps in the middle of a message
-            self.connection.close()
+        if self.listener.garbled and self.process.exitcode is None:
+            self.fatal = "its own doing: it wrote into the pipe of this program"
+            self.stop()
 
     def is_over(self) -> bool:
         """Whether the process has ended; one whose cell has used up its time is made to."""
@@ -132,6 +154,7 @@ class Worker:
         if self.process.exitcode is None:
             return False
         self.signal(signal.SIGKILL)  # what the block may have started and left
+        end_marked(self.mark)
         return True
 
     def remains(self) -> tuple[list[Settled], list[list[Cell]]]:
@@ -139,19 +162,30 @@ class Worker:
 
         A cell that uses up its time is to blame. One that was in hand when the process died may have
         been the victim of another; it gets a process of its own, and is to blame if that dies as well.
+        What was measured before is kept: only graphs were lacking.
         """
+        kept = list(self.without_graphs())
         if not self.pending:
-            return [], []
+            return kept, []
         number, taken_s = self.overdue or (int(self.hand[0]), 0.0)
         sure = number in self.pending  # and not caught between two cells
         number = number if sure else next(iter(self.pending))
         suspect, cost = self.pending.pop(number), self.costs.get(number)
         others = [list(self.pending.values())] if self.pending else []
         if self.overdue is not None and (sure or len(self.cells) == 1):
-            return [Settled(suspect, cost, overdue(self.timeout_s, taken_s))], others
+            return [*kept, Settled(suspect, cost, overdue(self.timeout_s, taken_s))], others
         if len(self.cells) == 1:
-            return [Settled(suspect, cost, Outcome("crashed", {"reason": self.last_words()}))], others
-        return [], [[suspect], *others]
+            crashed = Outcome("crashed", {"reason": self.last_words()})
+            return [*kept, Settled(suspect, cost, crashed)], others
+        return kept, [[suspect], *others]
+
+    def without_graphs(self) -> Iterator[Settled]:
+        """The cells that are measured, but for the graph during whose capture the process ended."""
+        reason = {"graph_reason": "the process ended while a graph was captured"}
+        for number, outcome in self.measured.items():
+            if number in self.pending:
+                full = Outcome(outcome.status, outcome.columns | reason)
+                yield Settled(self.pending.pop(number), self.costs.get(number), full)
 
     def last_words(self) -> str:
         if self.fatal is not None:
@@ -168,6 +202,7 @@ class Worker:
         for blow, patience in ((signal.SIGTERM, GRACE_S), (signal.SIGKILL, GRACE_S)):
             self.signal(blow)
             self.process.join(patience)
+        end_marked(self.mark)
 
     def signal(self, number: int) -> None:
         with contextlib.suppress(OSError):
@@ -175,38 +210,6 @@ class Worker:
         if self.process.exitcode is None:  # it may not lead its group yet
             with contextlib.suppress(OSError):
                 os.kill(self.process.pid, number)
-
-
-@dataclass(frozen=True)
-class Told:
-    """What a worker says for a person to read: a monitor's method and its text."""
-
-    how: str
-    text: str
-
-
-@dataclass(frozen=True)
-class Fatal:
-    """What ended the worker from within."""
-
-    text: str
-
-
-@dataclass(frozen=True)
-class Estimated:
-    """The cost of the cell with this number, should it not survive its measurement."""
-
-    number: int
-    cost: Cost
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What became of the cell with this number in the worker's batch."""
-
-    number: int
-    cost: Cost | None
-    outcome: Outcome
 
 
 def work(
@@ -218,20 +221,21 @@ def work(
     be_the_first_to_go()
     gc.freeze()  # what is loaded stays, and need not be looked through
     os.dup2(2, 1)  # standard output is the parent's alone
-    os.environ.update(device.variables)
+    os.environ.update(device.variables | {MARK: multiprocessing.current_process().name})
     torch.set_num_interop_threads(1)
     for path in settings.plugins:
         plugins.load(path)
-    teller = Teller(sending, hand, cells)
+    speaker = Speaker(sending)
+    teller = Teller(speaker, hand, cells)
     if device.kind == "cpu":
         teller.needing(environment.free_bytes("cpu"))
     try:
         for it in settle(cells, settings, device, teller):
             teller.taking(None)
-            sending.send(Answer(teller.numbers[it.cell], it.cost, it.outcome))
+            speaker.send(Answer(teller.numbers[it.cell], it.cost, it.outcome))
     except BaseException as error:  # an interrupt of the block's own, a pipe that it closed
-        with contextlib.suppress(OSError):
-            sending.send(Fatal(f"{type(error).__name__}: {first_line(error)}"))
+        with contextlib.suppress(OSError, ValueError):
+            speaker.send(Fatal(f"{type(error).__name__}: {first_line(error)}"))
         os._exit(1)
     os._exit(0)  # without waiting for threads that a block may have left running
 
@@ -242,8 +246,8 @@ class Teller(Monitor):
     The parent can read that memory whatever the worker is caught in, and is not woken by it.
     """
 
-    def __init__(self, sending: Connection, hand: Any, cells: list[Cell]) -> None:
-        self.sending, self.hand = sending, hand
+    def __init__(self, speaker: Speaker, hand: Any, cells: list[Cell]) -> None:
+        self.speaker, self.hand = speaker, hand
         self.numbers = {cell: number for number, cell in enumerate(cells)}
         self.spent = dict.fromkeys([*self.numbers.values(), NOBODY], 0.0)
         self.number, self.since = NOBODY, monotonic()
@@ -253,10 +257,10 @@ class Teller(Monitor):
         now = monotonic()
         if now - self.told > POLL_S:
             self.told = now
-            self.sending.send(Told("working", text))
+            self.speaker.send(Told("working", text))
 
     def measuring(self, text: str) -> None:
-        self.sending.send(Told("measuring", text))
+        self.speaker.send(Told("measuring", text))
 
     def taking(self, cell: Cell | None) -> None:
         now = monotonic()
@@ -267,21 +271,44 @@ class Teller(Monitor):
         self.hand[1] = now - (0.0 if cell is None else self.spent[self.number])
 
     def estimated(self, cell: Cell, cost: Cost) -> None:
-        self.sending.send(Estimated(self.numbers[cell], cost))
+        self.speaker.send(Estimated(self.numbers[cell], cost))
+
+    def measured(self, cell: Cell, outcome: Outcome) -> None:
+        self.speaker.send(Measured(self.numbers[cell], outcome))
 
     def needing(self, count: int) -> None:
         limit_memory(int(SLACK_FACTOR * count) + SLACK_BYTES)
 
 
 def die_with_parent() -> None:  # pragma: no cover
-    """End this process and its group as soon as the parent is gone, however it went."""
-    parent = multiprocessing.parent_process()
+    """End this process and its group as soon as the parent is gone, however it went.
 
-    def watch() -> None:
-        wait([parent.sentinel] if parent else [])
+    The parent holds the other end of a pipe. Linux itself can end the group when that closes, even while
+    a block keeps Python's lock; elsewhere a thread does.
+    """
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+
+    def watch(sentinel: int) -> None:
+        wait([sentinel])
         os.killpg(0, signal.SIGKILL)
 
-    threading.Thread(target=watch, daemon=True).start()
+    threading.Thread(target=watch, args=(parent.sentinel,), daemon=True).start()
+    if sys.platform == "linux":
+        import fcntl
+
+        fcntl.fcntl(parent.sentinel, fcntl.F_SETOWN, -os.getpgrp())
+        fcntl.fcntl(parent.sentinel, F_SETSIG, signal.SIGKILL)
+        fcntl.fcntl(parent.sentinel, fcntl.F_SETFL, fcntl.fcntl(parent.sentinel, fcntl.F_GETFL) | os.O_ASYNC)
+
+
+def end_marked(mark: str) -> None:
+    """End what a worker started and its group does not hold: a program in a session of its own."""
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            if process.environ().get(MARK) == mark:
+                process.kill()
 
 
 def be_the_first_to_go() -> None:  # pragma: no cover

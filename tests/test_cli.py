@@ -555,3 +555,23 @@ def test_the_program_runs_as_a_module_with_its_exit_code_and_no_traceback(tmp_pa
     found = run("-m", "ctxbench", "report", "nowhere", folder=tmp_path)
     assert (found.returncode, found.stdout) == (2, "")
     assert found.stderr == "ctxbench: nowhere holds no run; make one with: ctxbench profile --out nowhere\n"
+
+
+def test_a_baseline_that_is_not_measured_is_known_before_anything_is(tmp_path: Path) -> None:
+    line = refusal("profile", "--blocks", "none,a2", "--baseline", "ccnet", "--out", tmp_path / "run")
+    assert "'ccnet' is not measured; name one of none, a2" in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_a_plug_in_prints_is_no_result(tmp_path: Path) -> None:
+    file = plugin(tmp_path / "mine.py")
+    file.write_text(file.read_text() + "\nprint('noise')\n")
+    out = tmp_path / "run"
+    result = profile("--blocks", "my-block", "--plugin", file, "--out", out, "--estimate", "--json")
+    assert [record["spec"] for record in json.loads(result.stdout)] == ["my-block"]
+
+
+@pytest.mark.parametrize("out", ["", "/", "absent/file.csv", f"{'x' * 300}/file.csv"])
+def test_a_file_that_cannot_be_written_is_a_mistake(tmp_path: Path, out: str) -> None:
+    profile("--blocks", "none", "--estimate", "--out", tmp_path / "run")
+    refusal("export", tmp_path / "run", "--format", "csv", "--out", out)

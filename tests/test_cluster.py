@@ -170,7 +170,7 @@ def test_a_part_that_is_taken_away_goes_on_with_what_is_missing(
     (part,) = parts
     assert part.checkpoint().function == part
     assert not part.run.fresh
-    assert part.run.known_records() == {}, "the old records are set aside"
+    assert part.run.known_records(Reporter()) == {}, "the old records are set aside"
 
 
 @pytest.mark.parametrize(

@@ -619,3 +619,17 @@ def test_times_that_are_in_doubt_are_flagged_and_so_is_a_regression_in_them() ->
     assert column(table(found, "latency"), "flags") == ["BASE not converged; NEW preempted"]
     (regression,) = found.regressions([Threshold("latency_ms_median", 0.05)])
     assert regression.text.endswith("more than 5% worse (BASE not converged; NEW preempted)")
+
+
+def test_the_ratio_to_the_reference_is_only_as_well_known_as_the_reference() -> None:
+    known = {f"reference_ms_{part}": 2.0 for part in ("median", "ci_low", "ci_high")}
+    vague = known | {"reference_ms_ci_low": 1.0, "reference_ms_ci_high": 4.0}
+    for reference, found in ((known, True), (vague, False)):
+        base = timed("a", 10, latency_ref_ratio=1.0, **reference)
+        new = timed("a", 12, latency_ref_ratio=1.2, **reference)
+        assert bool(compare([base], [new]).regressions([Threshold("latency_ref_ratio", 0.05)])) is found
+
+
+def test_what_is_timed_once_is_no_metric_to_fail_on() -> None:
+    with pytest.raises(UsageError, match="no metric to fail on"):
+        parse_threshold("first_call_ms:5%")

@@ -212,7 +212,7 @@ def test_json_holds_every_value_as_it_was_recorded(rows: list[Row]) -> None:
 
 
 def test_every_exported_json_record_is_a_record() -> None:
-    record = make_record(spec="=1+1", seed=10**25)
+    record = make_record(spec="=1+1", macs_backward=10**25)
     (found,) = recorded([record.row])
     assert Record.from_json(json.dumps(found)) == record
 

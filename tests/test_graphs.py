@@ -26,7 +26,8 @@ def replayed(monkeypatch: pytest.MonkeyPatch, replay: Callable[[], None], *times
         return Sample(next(taken), 0.0)
 
     monkeypatch.setattr(graphs, "cuda_clock", lambda device: clock)
-    monkeypatch.setattr(graphs, "capture", lambda call, tidy: SimpleNamespace(replay=replay))
+    monkeypatch.setattr(graphs, "side_stream", lambda device: None)
+    monkeypatch.setattr(graphs, "capture", lambda call, tidy, stream: SimpleNamespace(replay=replay))
     return graphs.replayed(nothing, nothing, 0)
 
 
@@ -54,9 +55,13 @@ def test_a_replay_that_fails_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_a_call_that_cannot_be_captured_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(call: Any, tidy: Any) -> None:
-        raise RuntimeError("operation not permitted when stream is capturing")
+    def refuse(call: Any, tidy: Any, stream: Any) -> None:
+        try:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        finally:
+            raise RuntimeError("failed due to a previous error during capture")
 
+    monkeypatch.setattr(graphs, "side_stream", lambda device: None)
     monkeypatch.setattr(graphs, "cuda_clock", lambda device: None)
     monkeypatch.setattr(graphs, "capture", refuse)
     found = graphs.replayed(nothing, nothing, 0)

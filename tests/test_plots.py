@@ -297,3 +297,33 @@ def test_captions_say_what_is_shown_and_for_which_input() -> None:
     captions = [caption for caption, _ in figures(frame(*grid("self-attn", "ham-nmf"))).values()]
     assert len(captions) == len(set(captions)) == 4
     assert all(re.search(r"inference, batch 1, 16 channels, float32", caption) for caption in captions)
+
+
+def test_a_devices_name_is_no_formula() -> None:
+    for name, (_, figure) in figures(frame(*grid("a2", device_name=r"$\\frac{$"))).items():
+        figure.canvas.draw()
+        assert name
+
+
+@pytest.mark.parametrize("latency", [0.0, 5e-324, 9e14])
+def test_a_latency_that_no_axis_can_show_spoils_no_figure(latency: float) -> None:
+    times = dict.fromkeys(("latency_ms_median", "latency_ms_ci_low", "latency_ms_ci_high"), latency)
+    for _, figure in figures(frame(*grid("a2", "ham-nmf", **times), *grid("ham-cd"))).values():
+        figure.canvas.draw()
+
+
+def test_of_shapes_with_as_many_pixels_the_squarest_is_drawn_for_all_and_the_others_are_named() -> None:
+    records = [record(spec, side) for spec in ("a2", "ham-nmf") for side in (8, 16)]
+    records += [record("a2", 8, height=4, width=16), record("a2", 8, height=2, width=32)]
+    for name, (caption, figure) in figures(frame(*records)).items():
+        labels = [text.get_text() for text in axes_of(figure).get_xticklabels()]
+        if not name.startswith("pareto"):
+            assert labels == ["8x8", "16x16"]
+            assert caption.endswith("; as many pixels, and not shown: 4x16, 2x32")
+
+
+def test_of_two_versions_of_the_code_the_newer_is_drawn() -> None:
+    older = grid("a2", "ham-nmf", latency_ms_median=1.0, latency_ms_ci_low=1.0, latency_ms_ci_high=1.0)
+    newer = grid("a2", created_utc="2026-01-02T03:04:05+00:00")
+    lines = axes_of(figures(frame(*older, *newer))["latency-infer-b1-c16-float32-012345"][1]).lines
+    assert sorted(tuple(line.get_ydata()) != (1.0, 1.0, 1.0) for line in lines) == [False, True]

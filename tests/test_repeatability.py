@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from ctxbench.repeatability import pooled, repeatability_table, repetitions, spread
-from ctxbench.tables import markdown
+from ctxbench.tables import doubts, markdown
 from tests.factories import failed_record, make_record, no_times
 
 
@@ -102,7 +102,7 @@ def test_several_runs_of_a_cell_become_one_row_with_their_median_and_range() -> 
     assert found[:1] == [failed]
     assert found[2:] == [other]
     (row,) = found[1:2]
-    assert (row["runs"], row["run_id"], row["rounds_id"]) == (3, "3 runs", None)
+    assert (row["runs"], row["run_id"], row["rounds_id"]) == (3, "3 runs: a, b, c", None)
     interval = (row["latency_ms_ci_low"], row["latency_ms_median"], row["latency_ms_ci_high"])
     assert interval == (1.0, 2.0, 5.0)
     assert row["latency_ref_ratio"] == 2.0
@@ -118,3 +118,16 @@ def test_of_a_run_that_timed_a_cell_twice_the_latest_counts() -> None:
 def test_what_was_estimated_has_nothing_to_pool() -> None:
     row = make_record(estimated=True, **no_times()).row
     assert pooled([row]) == [row]
+
+
+def test_a_pool_is_in_doubt_where_one_of_its_runs_is() -> None:
+    waited = timed("b", 1.0, latency_cpu_ms_median=1.0)
+    (row,) = pooled([timed("a", 1.0), waited, timed("c", 1.0)])
+    assert doubts(row) == ["preempted"]
+
+
+def test_pools_of_two_versions_of_the_code_are_told_apart() -> None:
+    rows = [
+        timed(run, 1.0, code_hash=code * 12) for run, code in (("a", "a"), ("b", "a"), ("c", "b"), ("d", "b"))
+    ]
+    assert [row["run_id"] for row in pooled(rows)] == ["2 runs: a, b", "2 runs: c, d"]

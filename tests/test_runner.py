@@ -509,3 +509,24 @@ def test_an_outcome_that_no_record_can_hold_is_an_error_and_the_rest_goes_on(
     bad, good = run(tmp_path, cells("none,a2", resolutions="4"))
     assert (bad.status, good.status) == ("error", "ok")
     assert "is no record: wall_s: Input should be greater than or equal to 0" in str(bad.reason)
+
+
+def test_a_file_that_cannot_be_read_is_named_and_kept_when_its_cell_is_measured_again(
+    tmp_path: Path, executions: Executions
+) -> None:
+    class Log(Reporter):
+        def __init__(self) -> None:
+            self.notices: list[str] = []
+
+        def notice(self, text: str) -> None:
+            self.notices.append(text)
+
+    (record, _) = run(tmp_path, cells("none"))
+    path = tmp_path / "records" / f"{record.cell_id}.json"
+    future = path.read_text().replace('"schema_version": 1', '"schema_version": 9')
+    path.write_text(future)
+    log = Log()
+    assert run(tmp_path, cells("none"), reporter=log)[0].status == "ok"
+    assert log.notices == [f"cannot read {path.name}: schema version 9, not 1; it is left out"]
+    (kept,) = tmp_path.glob("replaced/*/*.json")
+    assert kept.read_text() == future

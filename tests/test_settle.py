@@ -19,7 +19,6 @@ from ctxbench.measure import Settings
 from ctxbench.monitor import Monitor
 from ctxbench.settle import Settled, batches, describe, disagreement, needed_bytes, settle, too_large
 from ctxbench.spec import Cell, Grid
-from ctxbench.subject import REFERENCE_SIDE
 
 CPU = Device("cpu", "cpu")
 COST = Cost(
@@ -251,7 +250,7 @@ def test_needed_is_the_predicted_peak_with_a_margin_and_some_copies_of_the_input
     dtype: str, bytes_each: int
 ) -> None:
     (cell,) = cells("none", batch="2", resolutions="4x6", dtypes=dtype)
-    matrices = 3 * REFERENCE_SIDE["cpu"] ** 2
+    matrices = 3 * subject.reference_side("cpu", dtype) ** 2
     assert needed_bytes(cell, COST) == 1150 + (4 * (2 * 8 * 4 * 6) + matrices) * bytes_each
 
 

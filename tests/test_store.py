@@ -412,3 +412,11 @@ def test_a_damaged_plan_is_mended_by_the_same_command(store: RunStore) -> None:
     path.write_text("{")
     store.write_plan([cell(1)])
     assert store.planned() == {cell(1)}
+
+
+def test_a_folder_in_a_temporary_files_place_is_no_hindrance(tmp_path: Path) -> None:
+    odd = tmp_path / "run" / "records" / "a.json.tmp-12-ab"
+    odd.mkdir(parents=True)
+    os.utime(odd, (0, 0))
+    RunStore.create(tmp_path / "run")
+    assert odd.is_dir()

@@ -426,3 +426,8 @@ def test_what_was_timed_apart_is_told_run_by_run() -> None:
     ]
     notes = [note for note in board(*records).notes if note.startswith("Timed apart")]
     assert notes == ["Timed apart, in rounds of their own: a; b."]
+
+
+def test_what_two_versions_of_the_code_measured_stands_in_two_tables_whose_titles_say_so() -> None:
+    tables = leaderboards([ok("a", program_hash="a" * 12).row, ok("a", program_hash="b" * 12).row])
+    assert [table.title[-11:] for table in tables] == ["code aaaaaa", "code bbbbbb"]

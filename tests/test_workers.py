@@ -17,18 +17,18 @@ import pytest
 HERE = Path(__file__).parents[1]
 
 PLUGIN = """
-import ctypes, os, signal, subprocess, sys, threading, time
+import ctypes, os, re, signal, subprocess, sys, threading, time
 from pathlib import Path
 import torch
 from torch import Tensor
 from blocks import ContextBlock, register
 
-def add(name, act):
+def add(name, act, large=False):
     @register(name, title="Mine", family="mine", summary="misbehaves", complexity="O(n)",
               formula="Y = X", paper=None)
     class Mine(ContextBlock):
         def forward(self, x: Tensor) -> Tensor:
-            if x.device.type == "cpu":  # not while it is estimated
+            if x.device.type == "cpu" and (x.shape[-1] == 8 or not large):  # not while it is estimated
                 act()
             return x
         def macs(self, height: int, width: int) -> int:
@@ -63,6 +63,19 @@ def interrupt():
     raise KeyboardInterrupt("mine")
 
 add("interrupts", interrupt)
+
+def pipe():
+    frame = sys._getframe()
+    while "speaker" not in frame.f_locals:
+        frame = frame.f_back
+    return frame.f_locals["speaker"].file
+
+add("garbles", lambda: (pipe().write(b"no message\\n"), pipe().flush()))
+add("falters", lambda: (pipe().write(b"half a mess"), pipe().flush(), spin()))
+add("starts", lambda: subprocess.Popen(
+    [sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True))
+add("keeps-the-lock", lambda: re.match("(a+)+$", "a" * 60 + "b"))
+add("meddles", lambda: torch.set_num_threads(torch.get_num_threads() + 1), large=True)
 add("lingers", lambda: threading.Thread(target=time.sleep, args=(300,)).start())
 """
 
@@ -108,7 +121,7 @@ def test_every_misfortune_is_one_record_and_the_others_are_measured(tmp_path: Pa
     code, records = profile(
         tmp_path,
         "--blocks",
-        "none,aborts,faults,killed,leaves,eats,interrupts,prints,ham-nmf[rank=4]",
+        "none,aborts,faults,killed,leaves,eats,interrupts,prints,garbles,starts,meddles,ham-nmf[rank=4]",
         "--timeout",
         "60",
     )
@@ -122,6 +135,9 @@ def test_every_misfortune_is_one_record_and_the_others_are_measured(tmp_path: Pa
         "eats": "oom",
         "interrupts": "crashed",
         "prints": "ok",
+        "garbles": "crashed",
+        "starts": "ok",
+        "meddles": "invalid",
         "ham-nmf[rank=4]": "ok",
     }
     assert "SIGABRT" in records["aborts"]["reason"]
@@ -129,12 +145,14 @@ def test_every_misfortune_is_one_record_and_the_others_are_measured(tmp_path: Pa
     assert "SIGKILL" in records["killed"]["reason"]
     assert "exit code 0" in records["leaves"]["reason"]
     assert "allocate" in records["eats"]["reason"]
+    assert "wrote into the pipe" in records["garbles"]["reason"]
+    assert "torch's own settings" in records["meddles"]["reason"]
     assert "KeyboardInterrupt: mine" in records["interrupts"]["reason"]
-    assert len(list((tmp_path / "run" / "records").iterdir())) == 9
+    assert len(list((tmp_path / "run" / "records").iterdir())) == 12
     assert_nobody_is_left(tmp_path)
 
 
-@pytest.mark.parametrize("block", ["spins", "spins-on"])
+@pytest.mark.parametrize("block", ["spins", "spins-on", "falters"])
 def test_a_cell_that_hangs_is_given_up_and_leaves_nobody_behind(tmp_path: Path, block: str) -> None:
     started = time.monotonic()
     code, records = profile(tmp_path, "--blocks", f"{block},none", "--timeout", "5")
@@ -161,6 +179,32 @@ def test_a_run_that_is_ended_leaves_nobody_behind_and_goes_on_later(
     assert_nobody_is_left(tmp_path)
     code, records = profile(tmp_path, "--blocks", "none")
     assert (code, records["none"]["status"]) == (0, "ok")
+
+
+def test_a_block_that_keeps_pythons_lock_does_not_outlive_the_run(tmp_path: Path) -> None:
+    if sys.platform != "linux":
+        pytest.skip("it is Linux that ends it")
+    process = start(tmp_path, "--blocks", "keeps-the-lock,none")
+    assert process.stderr is not None
+    assert "measuring 2 blocks" in process.stderr.readline()
+    time.sleep(2)
+    process.kill()
+    process.communicate(timeout=60)
+    assert_nobody_is_left(tmp_path)
+
+
+def test_a_second_signal_does_not_keep_a_run_from_ending(tmp_path: Path) -> None:
+    process = start(tmp_path, "--blocks", "spins-on,none")
+    assert process.stderr is not None
+    assert "measuring 2 blocks" in process.stderr.readline()
+    time.sleep(1)
+    for _ in range(2):
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.5)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "interrupted; resume with" in err
+    assert_nobody_is_left(tmp_path)
 
 
 def test_what_a_cell_would_cost_is_known_even_if_it_never_returns(tmp_path: Path) -> None:
