@@ -157,7 +157,7 @@ def newest_code(frame: pd.DataFrame) -> pd.DataFrame:
 def left_out(members: pd.DataFrame) -> str:
     """What a logarithmic axis, or a contest of work, has no place for."""
     names = ", ".join(dict.fromkeys(members["spec"]))
-    return f"; not shown, as it costs nothing: {names}" if names else ""
+    return f"; not shown, as it does no work: {names}" if names else ""
 
 
 def spread_of(members: pd.DataFrame) -> str:
