@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ctxbench.cluster import Submission
+    from ctxbench.networks import NetworkCost
     from ctxbench.record import Record
     from ctxbench.runner import Run, Where
     from ctxbench.spec import Cell, Grid
@@ -302,6 +303,127 @@ def profile_command(
     return exit_code(records)
 
 
+@main.command("task")
+@click.argument("name", metavar="NAME")
+@click.option("--blocks", "specs", multiple=True, help="Blocks, as in profile (default: the model's own).")
+@click.option("--preset", help="Protocol: demo needs no data; paper, mmseg and others follow publications.")
+@click.option("--model", "models", help="Networks by name (default: the preset's).")
+@click.option(
+    "--seeds", default="0", show_default=True, help="Seeds, separated by commas; paired over blocks."
+)
+@click.option("--cue", "cues", help="Area of the demo's cue in per cent: 1.6, 4, 8, 14 (default 14).")
+@click.option(
+    "--iterations", type=click.IntRange(0, 10_000_000), help="Instead of the preset's; 0 only scores."
+)
+@click.option(
+    "--scoring", default="single", show_default=True, help="single, ms-flip-logits or ms-flip-softmax."
+)
+@click.option("--dtypes", default="float32", show_default=True, help="float32 or bfloat16 (mixed precision).")
+@click.option(
+    "--data-root",
+    default="data",
+    show_default=True,
+    type=click.Path(path_type=Path),
+    help="Folder of data sets.",
+)
+@click.option("--checkpoint", type=click.Path(path_type=Path), help="A file with the weights to start from.")
+@click.option("--device", default="auto", help="auto, cpu or cuda.", show_default=True)
+@click.option("--threads", default=1, show_default=True, type=click.IntRange(1, 1024), help="CPU threads.")
+@click.option(
+    "--timeout", type=FiniteRange(0, min_open=True), help="Seconds after which a training is given up."
+)
+@click.option(
+    "--estimate", is_flag=True, help="Parameters, MACs and memory of whole networks; trains nothing."
+)
+@executor_option()
+@click.option("--shard", help="Do a part of the plan, as 0/2 and 1/2 on two hosts with one folder.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="Folder of the run (default results/runs/<name>)."
+)
+@click.option("--fresh", is_flag=True, help="Train again what the folder holds already.")
+@click.option("--dry-run", is_flag=True, help="Print the cells and stop.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
+@plugin_option
+def task_command(
+    *,
+    name: str,
+    specs: tuple[str, ...],
+    preset: str | None,
+    data_root: Path,
+    checkpoint: Path | None,
+    device: str,
+    threads: int,
+    timeout: float | None,
+    estimate: bool,
+    executor: str,
+    shard: str | None,
+    out: Path | None,
+    fresh: bool,
+    dry_run: bool,
+    as_json: bool,
+    plugins: tuple[Path, ...],
+    **axes: Any,
+) -> int:
+    """Train networks that differ in the block alone, and score them.
+
+    NAME: voc, pascal-context, ade20k or cityscapes.
+    """
+    prepare_torch(executor if not (dry_run or estimate) else None)
+    from ctxbench import training
+    from ctxbench.spec import share
+
+    load_plugins(plugins)
+    device = choose_device(device)
+    grid = training.make_grid(name, preset, ",".join(specs), device=device, checkpoint=checkpoint, **axes)
+    plan = grid.cells()
+    cells = plan if shard is None else share(plan, shard)
+    if dry_run:
+        print_plan(cells, as_json)
+        return OK
+    if estimate:
+        print_networks(training.estimate(cells), as_json)
+        return OK
+    if not cells:
+        raise UsageError(f"--shard {shard}: the plan has too few cells to be divided so often")
+    if missing := training.missing_data(cells, data_root):
+        raise UsageError(missing)
+    training.check_weights(cells, checkpoint)
+    from ctxbench.measure import Settings
+    from ctxbench.runner import Run
+    from ctxbench.store import RunStore
+
+    folder = (out or RUNS / default_name(plan, threads, name)).absolute()
+    store = RunStore.create(folder)
+    training.generate_data(cells, folder)
+    settings = Settings(
+        threads=threads,
+        timeout_s=timeout or math.inf,
+        plugins=tuple(path.resolve() for path in plugins),
+        folder=folder,
+        data_root=data_root.absolute(),
+        checkpoint=checkpoint and checkpoint.absolute(),
+    )
+    whole = [cell.id for cell in plan]
+    records = execute(Run(cells, store, device, settings, WHERE[executor], fresh, whole))
+    if as_json:
+        click.echo(json.dumps([record.model_dump() for record in records], indent=1, allow_nan=False))
+    else:
+        print_leaderboards(records, None)
+        shown = out or folder.relative_to(Path.cwd())
+        click.echo(f"records: {shown}   page: {shlex.join(['ctxbench', 'report', str(shown)])}")
+    return exit_code(records)
+
+
+def print_networks(costs: list[NetworkCost], as_json: bool) -> None:
+    from ctxbench import networks
+    from ctxbench.console import print_tables
+
+    if as_json:
+        click.echo(json.dumps([cost.to_json() for cost in costs], indent=1))
+    else:
+        print_tables([networks.table(costs), networks.parts_table(costs)])
+
+
 @main.command("report")
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN...")
 @click.option(
@@ -530,11 +652,11 @@ def default_baseline(cells: list[Cell]) -> str:
     return DEFAULT_BASELINE if DEFAULT_BASELINE in labels else labels[0]
 
 
-def default_name(cells: list[Cell], threads: int) -> str:
+def default_name(cells: list[Cell], threads: int, first: str = "") -> str:
     """The same command goes on in the same folder; another one gets its own."""
     plan = " ".join([str(threads), *(cell.id for cell in cells)])
     names = list(dict.fromkeys(cell.block for cell in cells))
-    readable = "_".join([*names[:3], *(["more"] if len(names) > 3 else [])])[:40]
+    readable = "_".join([*([first] if first else []), *names[:3], *(["more"] if len(names) > 3 else [])])[:40]
     return f"{readable}-{hashlib.sha256(plan.encode()).hexdigest()[:8]}"
 
 
@@ -570,7 +692,7 @@ def print_plan(cells: list[Cell], as_json: bool) -> None:
         click.echo(f"{cell.id}  {cell.label}  {'x'.join(map(str, cell.shape))}  {cell.dtype}  {cell.mode}")
 
 
-def print_leaderboards(records: list[Record], baseline: str) -> None:
+def print_leaderboards(records: list[Record], baseline: str | None) -> None:
     from ctxbench.console import print_tables
     from ctxbench.report import tables_of
 

@@ -280,19 +280,22 @@ def _git(folder: Path, *arguments: str) -> str:
 
 
 @cache
-def program_hash() -> str:
-    """Changes with the catalogue's source, with that of what measures, and with ctxbench's version."""
+def program_hash(kind: str = "profile") -> str:
+    """Changes with the catalogue's source, with that of what measures or trains, and with ctxbench's version."""
     here = Path(__file__).parent
-    return digest_of([*catalogue(), *(here / f"{name}.py" for name in MEASURING)])
+    measuring = [here / f"{name}.py" for name in MEASURING]
+    training = [here / "training.py", *(here.parent / "tasks").rglob("*.py")]
+    return digest_of([*catalogue(), *(training if kind == "task" else measuring)])
 
 
 @cache
-def code_hash(block: str) -> str:
+def code_hash(block: str, kind: str = "profile") -> str:
     """Changes with `program_hash`, and with the file of a block that is the user's own."""
     import blocks
 
     own = Path(inspect.getsourcefile(blocks.info(block).cls) or "")
-    return program_hash() if own in catalogue() else digest_of([own], program_hash())
+    whole = program_hash(kind)
+    return whole if own in catalogue() else digest_of([own], whole)
 
 
 def catalogue() -> list[Path]:

@@ -37,12 +37,18 @@ class Settings:
         budget_s: seconds of timed calls that a cell gets to settle in; None: BUDGET_S.
         timeout_s: seconds after which a cell is given up.
         plugins: files with blocks of the user's own.
+        folder: where tasks keep data, checkpoints and what comes of them.
+        data_root: the folder of data sets.
+        checkpoint: a file with the weights that tasks start from.
     """
 
     threads: int = 1
     budget_s: float | None = None
     timeout_s: float = math.inf
     plugins: tuple[Path, ...] = ()
+    folder: Path | None = None
+    data_root: Path = Path("data")
+    checkpoint: Path | None = None
 
 
 def group(cells: list[Cell], settings: Settings, monitor: Monitor) -> Iterator[tuple[Cell, Outcome]]:

@@ -77,7 +77,7 @@ class Record(BaseModel):
     # memory
     memory_predicted_bytes: Count | None = None
     memory_measured_bytes: Count | None = None
-    memory_source: Literal["predicted", "allocator"] | None = None
+    memory_source: Literal["predicted", "allocator", "resident"] | None = None
 
     # time
     latency_ms_median: Amount | None = None
@@ -108,6 +108,7 @@ class Record(BaseModel):
 
     # quality
     task: Text | None = None
+    model: Text | None = None
     preset: Text | None = None
     dataset: Text | None = None
     metric: Text | None = None
@@ -120,7 +121,10 @@ class Record(BaseModel):
     is_std: Score | None = None
     precision: Score | None = None
     recall: Score | None = None
+    iou_json: LongText | None = None
     train_iterations: Count | None = None
+    train_s: Amount | None = None
+    train_cpu_s: Amount | None = None
     protocol_json: LongText | None = None
 
     # environment

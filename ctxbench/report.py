@@ -15,6 +15,7 @@ from ctxbench.errors import UsageError
 from ctxbench.published import compare_profile
 from ctxbench.record import Row
 from ctxbench.repeatability import pooled, repeatability_table
+from ctxbench.scores import score_tables
 from ctxbench.store import Reading, Unreadable, to_frame, write_atomically
 from ctxbench.tables import Table, escape_markdown, leaderboards, markdown, printable, published_table
 
@@ -95,14 +96,15 @@ class Report:
 
     def write_figures(self, folder: Path) -> list[Illustration]:
         """Every figure as PNG and SVG."""
-        if not self.rows:
+        profiled = [row for row in self.rows if row["kind"] == "profile"]
+        if not profiled:
             return []
         from ctxbench import plots
 
         found = []
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a glyph that no font has is drawn as a box
-            pictures = [(it, it.svg(), it.png()) for it in plots.figures(to_frame(pooled(self.rows)))]
+            pictures = [(it, it.svg(), it.png()) for it in plots.figures(to_frame(pooled(profiled)))]
         for picture, svg, png in pictures:
             write_atomically(folder / f"{picture.name}.svg", svg)
             write_atomically(folder / f"{picture.name}.png", png)
@@ -178,6 +180,8 @@ def tables_of(rows: list[Row], baseline: str | None = None) -> list[Table[Any]]:
     Raises:
         UsageError: for a baseline that no row has.
     """
+    scored = score_tables([row for row in rows if row["kind"] == "task"])
+    rows = [row for row in rows if row["kind"] == "profile"]
     specs = list(dict.fromkeys(row["spec"] for row in rows))
     if baseline is not None and baseline not in specs:
         raise UsageError(
@@ -188,7 +192,7 @@ def tables_of(rows: list[Row], baseline: str | None = None) -> list[Table[Any]]:
     compared = compare_profile(rows)
     head: list[Table[Any]] = [published_table(compared)] if compared else []
     repeated = repeatability_table(rows)
-    return [*head, *leaderboards(pooled(rows), baseline), *([repeated] if repeated else [])]
+    return [*head, *scored, *leaderboards(pooled(rows), baseline), *([repeated] if repeated else [])]
 
 
 def inline_svg(svg: str, name: str, caption: str) -> Any:

@@ -109,7 +109,7 @@ class Run:
             for record in records
             if record.cell_id in wanted
             and record.status != "skipped"
-            and record.code_hash == environment.code_hash(record.block)
+            and record.code_hash == environment.code_hash(record.block, record.kind)
         }
 
 
@@ -131,7 +131,7 @@ def make_record(settled: Settled, columns: dict[str, Any], run_id: str) -> Recor
         "cell_id": cell.id,
         "run_id": run_id,
         "created_utc": now(),
-        "kind": "profile",
+        "kind": cell.kind,
         "block": cell.block,
         "spec": cell.label,
         "family": blocks.info(cell.block).family,
@@ -147,9 +147,9 @@ def make_record(settled: Settled, columns: dict[str, Any], run_id: str) -> Recor
         "compiled": cell.compiled,
         "device_type": cell.device,
         "status": outcome.status,
-        "code_hash": environment.code_hash(cell.block),
-        "program_hash": environment.program_hash(),
-    }
+        "code_hash": environment.code_hash(cell.block, cell.kind),
+        "program_hash": environment.program_hash(cell.kind),
+    } | cell.columns
     try:
         return Record(**(fields | cost_columns(settled.cost) | outcome.columns | columns))
     except ValueError as error:  # a block may have meddled with the clock, or with torch itself

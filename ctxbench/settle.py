@@ -51,7 +51,12 @@ def settle(cells: list[Cell], settings: Settings, device: Device, monitor: Monit
     While anything runs on a GPU, this is the only run of ctxbench there.
     """
     with contextlib.nullcontext() if cells[0].estimated else device.alone(monitor.working):
-        yield from settle_alone(cells, settings, monitor)
+        if cells[0].kind == "task":
+            from ctxbench.training import settle_tasks
+
+            yield from itertools.starmap(Settled, settle_tasks(cells, settings, monitor))
+        else:
+            yield from settle_alone(cells, settings, monitor)
 
 
 def settle_alone(cells: list[Cell], settings: Settings, monitor: Monitor) -> Iterator[Settled]:

@@ -12,7 +12,7 @@ import re
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import blocks
 from ctxbench.errors import RAISED, UsageError
@@ -70,6 +70,16 @@ class Cell:
         fields = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "label"}
         canonical = json.dumps(fields | {"options": dict(self.options)}, sort_keys=True)
         return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+    @property
+    def kind(self) -> Literal["profile", "task"]:
+        """What is done with the block."""
+        return "profile"
+
+    @property
+    def columns(self) -> dict[str, Any]:
+        """What its record says of the cell beside its block and input."""
+        return {}
 
     @property
     def shape(self) -> tuple[int, int, int, int]:

@@ -183,7 +183,7 @@ def test_a_block_whose_code_changed_is_measured_again_and_no_other(
     first = run(tmp_path, cells("none,a2"))
     before = environment.code_hash
     monkeypatch.setattr(
-        environment, "code_hash", lambda block: "ba9876543210" if block == "a2" else before(block)
+        environment, "code_hash", lambda block, kind: "ba9876543210" if block == "a2" else before(block, kind)
     )
     executions.clear()
     again = run(tmp_path, cells("none,a2"))
@@ -234,7 +234,7 @@ def test_a_record_of_older_code_is_measured_again(
     executions.clear()
     real = environment.code_hash
     monkeypatch.setattr(
-        environment, "code_hash", lambda block: "ba9876543210" if block == "a2" else real(block)
+        environment, "code_hash", lambda block, kind: "ba9876543210" if block == "a2" else real(block, kind)
     )
     run(tmp_path, cells("none,a2"))
     assert {label.split()[0] for label in executions} == {"a2"}

@@ -76,7 +76,12 @@ add("starts", lambda: subprocess.Popen(
     [sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True))
 add("keeps-the-lock", lambda: re.match("(a+)+$", "a" * 60 + "b"))
 add("meddles", lambda: torch.set_num_threads(torch.get_num_threads() + 1), large=True)
-add("lingers", lambda: threading.Thread(target=time.sleep, args=(300,)).start())
+
+def linger():
+    if threading.active_count() < 5:
+        threading.Thread(target=time.sleep, args=(300,)).start()
+
+add("lingers", linger)
 """
 
 

@@ -1,0 +1,135 @@
+"""Leaderboards of trained networks: what a block is worth, over seeds, with its spread."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from statistics import mean
+from typing import Any
+
+from ctxbench.record import FAILED, Row
+from ctxbench.tables import MISSING, Column, Table, machine, number
+
+SHARED = ("task", "preset", "model", "dataset", "dtype", "device_type", "protocol_json", "train_iterations")
+METRICS = {"context_iou": "context IoU (%)", "miou": "mIoU (%)"}
+NEAR_CHANCE = 0.35  # context IoU of a network that cannot see the cue; 1/3 is chance with perfect borders
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One block over all its seeds."""
+
+    rows: list[Row]
+
+    @cached_property
+    def done(self) -> list[Row]:
+        return [row for row in self.rows if row["status"] == "ok"]
+
+    def values(self, name: str) -> list[float]:
+        return [row[name] for row in self.done if row[name] is not None]
+
+    def middle(self, name: str) -> float | None:
+        values = self.values(name)
+        return mean(values) if values else None
+
+    def range(self, name: str) -> tuple[float, float]:
+        values = self.values(name)
+        return min(values), max(values)
+
+
+def score_tables(rows: list[Row]) -> list[Table[Entry]]:
+    """One table per task, protocol, network and data: blocks by falling score, failures last."""
+    groups: dict[tuple[Any, ...], list[Row]] = {}
+    for row in sorted(rows, key=lambda row: (*(str(row[name]) for name in SHARED), row["spec"], row["seed"])):
+        groups.setdefault(key_of(row), []).append(row)
+    return [score_table(members) for members in groups.values()]
+
+
+def key_of(row: Row) -> tuple[Any, ...]:
+    """What the rows of a table share; a failed one has no protocol, and joins by the rest."""
+    return tuple(row[name] for name in SHARED if name != "protocol_json")
+
+
+def score_table(rows: list[Row]) -> Table[Entry]:
+    entries = [
+        Entry([row for row in rows if row["spec"] == spec])
+        for spec in dict.fromkeys(row["spec"] for row in rows)
+    ]
+    metric = "context_iou" if any(row["context_iou"] is not None for row in rows) else "miou"
+    entries.sort(key=lambda it: (not it.done, -(it.middle(metric) or 0.0), it.rows[0]["spec"]))
+    names = [metric, *(["miou"] if metric != "miou" else [])]
+    columns = [
+        Column[Entry]("block", lambda it: it.rows[0]["spec"], numeric=False),
+        Column[Entry]("seeds", lambda it: str(len(it.done))),
+        *(Column[Entry](METRICS[name], lambda it, name=name: percent(it, name)) for name in names),  # type: ignore[misc]
+        Column[Entry]("seeds from - to", lambda it: ends(it, metric)),
+        Column[Entry]("CPU time (s)", lambda it: number(it.middle("train_cpu_s"), 3)),
+    ]
+    if any(flags(it) for it in entries):
+        columns.append(Column("flags", flags, numeric=False))
+    return Table(title_of(rows[0]), columns, entries, notes(rows, entries, metric))
+
+
+def percent(entry: Entry, name: str) -> str:
+    value = entry.middle(name)
+    return MISSING if value is None else f"{100 * value:.1f}"
+
+
+def ends(entry: Entry, metric: str) -> str:
+    if len(entry.values(metric)) < 2:
+        return MISSING
+    low, high = entry.range(metric)
+    return f"{100 * low:.1f} - {100 * high:.1f}"
+
+
+def flags(entry: Entry) -> str:
+    """What became of seeds that are not scored, and whether the cue was found."""
+    found = [
+        f"seed {row['seed']} {row['status']}: {row['reason']}"
+        for row in entry.rows
+        if row["status"] in FAILED
+    ]
+    value = entry.middle("context_iou")
+    if value is not None and value < NEAR_CHANCE:
+        found.append("at chance: the cue is not used")
+    return "; ".join(found)
+
+
+def title_of(row: Row) -> str:
+    precision = "" if row["dtype"] == "float32" else f", {row['dtype']}"
+    return (
+        f"{row['task']} ({row['preset']}): {row['model']} on {row['dataset']}, "
+        f"{row['train_iterations']:,} iterations{precision}"
+    )
+
+
+def notes(rows: list[Row], entries: list[Entry], metric: str) -> list[str]:
+    found = [f"Trained on {', '.join(dict.fromkeys(machine(row) for row in rows))}."]
+    if metric == "context_iou":
+        found.append(
+            "Context IoU: mean of the two classes of discs, which a cue tells apart that a local network cannot "
+            "see; chance is a third at best. mIoU holds three local classes beside them."
+        )
+    known = [row["protocol_json"] for row in rows if row["protocol_json"]]
+    for stage in json.loads(known[0]).get("stages", []) if known else []:
+        crop = "x".join(map(str, stage["crop"]))
+        found.append(
+            f"Protocol: {stage['train']}, {stage['iterations']:,} iterations of {stage['batch']} crops {crop}, "
+            f"{stage['optimizer']} {stage['learning_rate']:g}, scored {stage['scoring']}, last checkpoint. {stage['note']}"
+        )
+    return [*found, *ties(entries, metric)]
+
+
+def ties(entries: list[Entry], metric: str) -> list[str]:
+    """Which blocks the seeds do not tell from the best one."""
+    scored = [it for it in entries if it.values(metric)]
+    if len(scored) < 2:
+        return []
+    best = scored[0]
+    if min(len(it.values(metric)) for it in scored) < 2:
+        return ["One seed tells no scatter: small differences mean nothing."]
+    same = [it.rows[0]["spec"] for it in scored[1:] if it.range(metric)[1] >= best.range(metric)[0]]
+    if not same:
+        return [f"{best.rows[0]['spec']} is above all others in every seed."]
+    return [f"Seeds overlap with those of {best.rows[0]['spec']}, no difference: {', '.join(same)}."]

@@ -1,0 +1,1 @@
+"""Segmentation on mmsegmentation, with the block in the decode head as the only difference."""

@@ -1,0 +1,100 @@
+"""Weights from files of others: official HamNet, Light-Ham VAN, mmsegmentation's heads, and our own.
+
+Only tensors are ever read (`weights_only`). Every key must be accounted for and have its shape: a
+silent mismatch would be a wrong score.
+"""
+
+from __future__ import annotations
+
+import pickle
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+SHOWN = 5
+CONTAINERS = ("state_dict", "model", "net", "weights")
+# What a key may begin with in the files of others, and what it is here; the first that fits counts.
+RENAMED: tuple[tuple[str, str], ...] = (
+    (r"^module\.", ""),
+    # mmsegmentation's and the official Light-Ham head -> ours
+    (r"^decode_head\.hamburger\.ham_in\.conv\.", "decode_head.context.lower_bread."),
+    (r"^decode_head\.hamburger\.ham_out\.conv\.", "decode_head.context.upper_bread.0."),
+    (r"^decode_head\.hamburger\.ham_out\.(gn|bn)\.", "decode_head.context.upper_bread.1."),
+    (r"^decode_head\.hamburger\.lower_bread\.0\.", "decode_head.context.lower_bread."),
+    (r"^decode_head\.hamburger\.upper_bread\.", "decode_head.context.upper_bread."),
+    (r"^decode_head\.concat\.", "decode_head.fuse."),
+    # the official HamNet of PASCAL VOC
+    (r"^extractor\.", "backbone."),
+    (r"^squeeze\.conv\.", "decode_head.squeeze.conv."),
+    (r"^squeeze\.bn\.", "decode_head.squeeze.bn."),
+    (r"^hamburger\.lower_bread\.0\.", "decode_head.context.lower_bread."),
+    (r"^hamburger\.cheese\.conv\.", "decode_head.context.cheese.0."),
+    (r"^hamburger\.cheese\.bn\.", "decode_head.context.cheese.1."),
+    (r"^hamburger\.upper_bread\.", "decode_head.context.upper_bread."),
+    (r"^hamburger\.coef_ham$", "decode_head.context.ham_gate"),
+    (r"^hamburger\.coef_shortcut$", "decode_head.context.shortcut_gate"),
+    (r"^align\.conv\.", "decode_head.align.conv."),
+    (r"^align\.bn\.", "decode_head.align.bn."),
+    (r"^fc\.1\.", "decode_head.conv_seg."),
+    (r"^fc\.", "decode_head.conv_seg."),
+)
+UNUSED = re.compile(r"^(backbone\.(fc|head)\.|.*\.num_batches_tracked$|data_preprocessor\.)")
+
+
+class CheckpointError(ValueError):
+    """A file of weights that does not fit; the message lists the first misfits."""
+
+
+def load(path: Path, wanted: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The weights in the file by the names of `wanted`, whose shapes they have.
+
+    Raises:
+        CheckpointError: for a file that is none, holds more than tensors, or does not fit.
+    """
+    found = {renamed(name): value for name, value in tensors(path).items()}
+    found = {name: value for name, value in found.items() if name in wanted or not UNUSED.match(name)}
+    spare = {name: value for name, value in wanted.items() if UNUSED.match(name)}
+    missing = [f"missing {name}" for name in wanted if name not in found and name not in spare]
+    unknown = [f"unknown {name}" for name in found if name not in wanted]
+    shapes = [
+        f"{name} is {shape(value)}, not {shape(wanted[name])}"
+        for name, value in found.items()
+        if name in wanted and value.shape != wanted[name].shape
+    ]
+    if misfits := [*shapes, *missing, *unknown]:
+        more = f" and {len(misfits) - SHOWN} more" if len(misfits) > SHOWN else ""
+        raise CheckpointError(f"{path} does not fit: {'; '.join(misfits[:SHOWN])}{more}")
+    return spare | {name: value.to(wanted[name].dtype) for name, value in found.items()}
+
+
+def renamed(name: str) -> str:
+    for pattern, new in RENAMED:
+        name = re.sub(pattern, new, name, count=1)
+    return name
+
+
+def tensors(path: Path) -> dict[str, Tensor]:
+    """The file's tensors by name, from the place where it keeps them."""
+    try:
+        content: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise CheckpointError(f"{path} holds more than tensors, and is not read") from None
+    except Exception as error:
+        raise CheckpointError(f"{path} is no checkpoint: {type(error).__name__}") from None
+    for name in CONTAINERS:
+        if isinstance(content, dict) and isinstance(content.get(name), dict):
+            content = content[name]
+            break
+    if not isinstance(content, dict) or not content:
+        raise CheckpointError(f"{path} holds no weights by name")
+    found = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
+    if len(found) < len(content):
+        raise CheckpointError(f"{path} holds other things beside the weights")
+    return found
+
+
+def shape(value: Tensor) -> str:
+    return "x".join(map(str, value.shape)) or "a number"

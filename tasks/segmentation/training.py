@@ -1,0 +1,304 @@
+"""Trains and scores one network: the block in its slot is the only difference between two jobs."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import logging
+import resource
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from tasks import legend
+from tasks.segmentation import compat
+from tasks.segmentation.data import LEGEND
+from tasks.segmentation.models import MODELS
+from tasks.segmentation.recipes import SCALES, Recipe
+
+Settings = dict[str, Any]
+CONTROL = "none"
+CHECKPOINTS = 10  # in a training
+EVALUATIONS = 2
+POINTS = 100  # of the loss's curve
+MULTI_SCALE = {
+    "single": ((), "logits"),
+    "ms-flip-logits": (SCALES, "logits"),
+    "ms-flip-softmax": (SCALES, "softmax"),
+}
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is trained, how, and with which random numbers.
+
+    Attributes:
+        recipe: the protocol.
+        model, block, options: the network; of `tasks.segmentation.models` and of the catalogue.
+        data_root: the folder that holds the data sets.
+        seed: of weights, data order and augmentation; equal for all blocks that are compared.
+        iterations: instead of the recipe's; 0: evaluation alone.
+        dtype: "float32", or "bfloat16" for mixed precision.
+        device: "cpu" or "cuda".
+        scoring: "single", or several scales and flips with logits summed or softmax averaged.
+        state: the weights to start from; None: drawn from the seed.
+    """
+
+    recipe: Recipe
+    model: str
+    block: str
+    options: Settings
+    data_root: Path
+    seed: int = 0
+    iterations: int | None = None
+    dtype: str = "float32"
+    device: str = "cpu"
+    scoring: str = "single"
+    state: dict[str, Tensor] | None = None
+
+    @property
+    def steps(self) -> int:
+        return self.recipe.iterations if self.iterations is None else self.iterations
+
+    def protocol(self) -> Settings:
+        """What a reader must know to compare a score with another."""
+        recipe = self.recipe
+        return {
+            "data": recipe.data.name,
+            "train": "+".join(recipe.train),
+            "model": self.model,
+            "iterations": self.steps,
+            "batch": recipe.batch,
+            "crop": list(recipe.crop),
+            "optimizer": recipe.optimizer["type"],
+            "learning_rate": recipe.optimizer["lr"],
+            "scoring": self.scoring,
+            "checkpoint_scored": "last",
+            "pretrained": self.state is not None,
+            "note": recipe.note,
+        }
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came of a job: scores are fractions, times in seconds."""
+
+    miou: float
+    pixel_accuracy: float
+    iou: dict[str, float | None]
+    context_iou: float | None
+    seconds: float
+    cpu_seconds: float
+    peak_bytes: int
+    curve: list[dict[str, float]] = field(default_factory=list)
+
+    def curve_csv(self) -> str:
+        """The curve as CSV: iteration, loss, learning_rate, miou; empty where there is none."""
+        file = io.StringIO(newline="")
+        writer = csv.DictWriter(file, ("iteration", "loss", "learning_rate", "miou"), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.curve)
+        return file.getvalue()
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A job's result, the network in evaluation mode, and the data it was scored on."""
+
+    result: Result
+    network: nn.Module
+    dataset: Any
+
+    def samples(self, count: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """Images (H, W, 3), RGB, their labels and the predicted ones (H, W), spread over the data set."""
+        for index in np.linspace(0, len(self.dataset) - 1, min(count, len(self.dataset))).astype(int):
+            sample = self.dataset[int(index)]
+            batch = {"inputs": [sample["inputs"]], "data_samples": [sample["data_samples"]]}
+            with torch.no_grad():
+                (found,) = self.network.test_step(batch)  # type: ignore[operator]
+            image = sample["inputs"].numpy()[::-1].transpose(1, 2, 0)
+            labels = (found.gt_sem_seg.data[0], found.pred_sem_seg.data[0])
+            yield image, *(each.cpu().numpy().astype(np.uint8) for each in labels)
+
+
+def train(job: Job, folder: Path, tell: Callable[[str], None] = lambda text: None) -> Trained:
+    """Carry out a job, or go on with it from the last checkpoint in `folder`.
+
+    Raises:
+        BadDataError: for an image or labels that cannot be used.
+        FloatingPointError: when the loss is no longer finite.
+    """
+    compat.prepare()
+    from mmengine.config import Config, ConfigDict
+    from mmengine.runner import Runner
+
+    from tasks.segmentation import parts
+
+    started, cpu = time.perf_counter(), time.process_time()
+    if job.device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    curve = parts.Curve(max(job.steps // POINTS, 1), tell)
+    state = starting_weights(job)
+    hooks = [parts.Resumable(), curve, parts.Start(state)]
+    with quiet():
+        runner = Runner(**ConfigDict(runner_arguments(job, folder)), cfg=Config(job.protocol()))
+        for hook in hooks:
+            runner.register_hook(hook)
+        if job.steps:
+            runner.train()
+        else:
+            parts.unwrapped(runner.model).load_state_dict(state)
+        runner._has_loaded = True  # or the last checkpoint would be read again
+        tell("scoring")
+        metrics = runner.test()
+    names = list(runner.test_dataloader.dataset.metainfo["classes"])
+    iou = [None if np.isnan(value) else value for value in metrics["iou"]]
+    context = [iou[index] for index in legend.CONTEXT] if job.recipe.data is LEGEND else []
+    result = Result(
+        metrics["miou"],
+        metrics["pixel_accuracy"],
+        dict(zip(names, iou, strict=True)),
+        sum(value or 0.0 for value in context) / len(context) if context else None,
+        time.perf_counter() - started,
+        time.process_time() - cpu,
+        peak_bytes(job.device),
+        curve.points,
+    )
+    return Trained(result, parts.unwrapped(runner.model).eval(), runner.test_dataloader.dataset)
+
+
+def build(job: Job) -> nn.Module:
+    """The job's network with its own random weights."""
+    from tasks.segmentation import heads
+
+    with quiet():
+        return heads.build(network_config(job))
+
+
+def network_config(job: Job) -> Settings:
+    config = MODELS[job.model].config(job.block, job.options, job.recipe.classes)
+    config["data_preprocessor"]["size"] = job.recipe.crop
+    config["scales"], config["scoring"] = MULTI_SCALE[job.scoring]
+    divisor = job.recipe.divisor
+    config["data_preprocessor"]["test_cfg"] = {"size_divisor": divisor} if divisor > 1 else None
+    return config
+
+
+def starting_weights(job: Job) -> dict[str, Tensor]:
+    """Where training starts: everything outside the block is the same for all blocks of a seed."""
+    if job.state is not None:
+        return job.state
+    found = initialised(job, job.block, job.options)
+    shared = found if job.block == CONTROL else initialised(job, CONTROL, {})
+    return found | {name: value for name, value in shared.items() if not within_block(name)}
+
+
+def initialised(job: Job, block: str, options: Settings) -> dict[str, Tensor]:
+    from dataclasses import replace
+
+    torch.manual_seed(job.seed)
+    with quiet():
+        network = build(replace(job, block=block, options=options))
+        own = {name: value.clone() for name, value in network.state_dict().items() if within_block(name)}
+        network.init_weights()  # type: ignore[operator]
+    return network.state_dict() | own
+
+
+def within_block(name: str) -> bool:
+    return name.startswith("decode_head.context.")
+
+
+def runner_arguments(job: Job, folder: Path) -> Settings:
+    """Everything mmengine's Runner needs; as its `cfg`, which it prints at length, it gets less."""
+    from tasks.segmentation import heads, parts  # noqa: F401, they register what the config names
+
+    recipe, steps = job.recipe, job.steps
+    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+    world = torch.distributed.get_world_size() if distributed else 1
+    train = [recipe.data.config(job.data_root, split, recipe.train_pipeline()) for split in recipe.train]
+    test = {
+        "batch_size": 1,
+        "num_workers": recipe.workers,
+        "persistent_workers": recipe.workers > 0,
+        "sampler": {"type": "DefaultSampler", "shuffle": False},
+        "dataset": recipe.data.config(job.data_root, "val", recipe.test_pipeline()) | {"test_mode": True},
+    }
+    wrapper: Settings = {
+        "type": "OptimWrapper",
+        "optimizer": recipe.optimizer,
+        "paramwise_cfg": recipe.paramwise,
+    }
+    if job.dtype == "bfloat16":
+        wrapper |= {"type": "AutocastWrapper", "device_type": job.device}
+    return {
+        "default_scope": "mmseg",
+        "work_dir": str(folder),
+        "model": network_config(job),
+        "train_dataloader": {
+            "batch_size": max(recipe.batch // world, 1),
+            "num_workers": recipe.workers,
+            "persistent_workers": recipe.workers > 0,
+            "sampler": {"type": "InfiniteSampler", "shuffle": True},
+            "dataset": train[0] if len(train) == 1 else {"type": "ConcatDataset", "datasets": train},
+        },
+        "val_dataloader": test,
+        "test_dataloader": test,
+        "optim_wrapper": wrapper,
+        "param_scheduler": recipe.schedule(steps),
+        "train_cfg": {
+            "type": "IterBasedTrainLoop",
+            "max_iters": steps,
+            "val_interval": max(steps // EVALUATIONS, 1),
+        },
+        "val_cfg": {"type": "ValLoop"},
+        "test_cfg": {"type": "TestLoop"},
+        "val_evaluator": {"type": "ClassIoU"},
+        "test_evaluator": {"type": "ClassIoU"},
+        "default_hooks": {
+            "timer": {"type": "IterTimerHook"},
+            "logger": {
+                "type": "LoggerHook",
+                "interval": max(steps // POINTS, 1),
+                "log_metric_by_epoch": False,
+            },
+            "param_scheduler": {"type": "ParamSchedulerHook"},
+            "checkpoint": {
+                "type": "CheckpointHook",
+                "by_epoch": False,
+                "interval": max(steps // CHECKPOINTS, 1),
+                "max_keep_ckpts": 1,
+            },
+            "sampler_seed": {"type": "DistSamplerSeedHook"},
+        },
+        "randomness": {"seed": job.seed, "deterministic": job.device == "cpu"},
+        "resume": True,
+        "log_level": "ERROR",
+        "launcher": "pytorch" if distributed else "none",
+        "env_cfg": {"cudnn_benchmark": False, "mp_cfg": {"mp_start_method": "fork", "opencv_num_threads": 0}},
+    }
+
+
+def peak_bytes(device: str) -> int:
+    """The most memory that was used: of CUDA's allocator, or of this process."""
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without the packages' talk of what cannot be changed here."""
+    from mmengine.logging import MMLogger
+
+    MMLogger.get_current_instance().setLevel(logging.ERROR)
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        yield

@@ -1,0 +1,434 @@
+"""Networks with a block in their slot: their parts, their training, and what is refused."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import blocks
+from ctxbench import networks, training
+from ctxbench.errors import UsageError
+from tasks import legend
+from tasks.segmentation import checkpoints, heads, parts
+from tasks.segmentation import training as engine
+from tasks.segmentation.data import ADE20K, CLASSES, CONTEXT, DATASETS, VOC
+from tasks.segmentation.models import MODELS
+from tasks.segmentation.recipes import DEMO, RECIPES
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+PRINTED = [name for name in MODELS if name.startswith(("light-ham", "hamnet-van"))]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return legend.generate(tmp_path_factory.mktemp("legend"), legend.Recipe("14", train=16, val=4))
+
+
+def job(data: Path, block: str = "a2", **fields: Any) -> engine.Job:
+    return engine.Job(
+        **(
+            {
+                "recipe": DEMO,
+                "model": "localnet",
+                "block": block,
+                "options": {},
+                "data_root": data,
+                "iterations": 4,
+            }
+            | fields
+        )
+    )
+
+
+def cost_of(task: str, model: str, block: str = "") -> networks.NetworkCost:
+    grid = training.make_grid(task, "mmseg" if task != "voc" else None, block, models=model)
+    (cost,) = training.estimate(grid.cells())
+    return cost
+
+
+# The slot
+
+
+@pytest.mark.parametrize("name", blocks.names())
+def test_any_block_fits_into_the_slot(name: str) -> None:
+    head = heads.ContextHead(name, in_channels=16, channels=32, num_classes=3, norm_cfg={"type": "BN"})
+    assert head([torch.randn(2, 16, 6, 5)]).shape == (2, 3, 6, 5)
+
+
+def test_the_head_of_hamnet_plus_sees_its_input_again() -> None:
+    options = {"in_channels": 8, "channels": 16, "num_classes": 3, "norm_cfg": {"type": "BN"}}
+    without, with_input = (heads.ContextHead("none", concat_input=it, **options) for it in (False, True))
+    spare = sum(each.numel() for each in with_input.parameters()) - sum(
+        each.numel() for each in without.parameters()
+    )
+    assert spare == 3 * 3 * (8 + 16) * 16 + 2 * 16
+    assert with_input([torch.randn(1, 8, 4, 4)]).shape == (1, 3, 4, 4)
+
+
+def test_the_light_head_joins_three_stages_at_the_first_ones_size() -> None:
+    head = heads.LightContextHead([8, 16, 24], block="light-ham", channels=32, num_classes=5)
+    maps = [torch.randn(1, width, side, side) for width, side in ((4, 32), (8, 16), (16, 8), (24, 4))]
+    assert head(maps).shape == (1, 5, 16, 16)
+
+
+def test_a_users_own_config_can_name_the_head() -> None:
+    config = {
+        "type": "ContextHead",
+        "block": "ccnet",
+        "in_channels": 8,
+        "channels": 8,
+        "num_classes": 2,
+        "norm_cfg": {"type": "BN"},
+    }
+    assert isinstance(heads.MODELS.build(config).context, blocks.info("ccnet").cls)
+
+
+# Whole networks
+
+
+@pytest.mark.parametrize("model", PRINTED)
+def test_parameters_and_macs_have_the_printed_digits(model: str) -> None:
+    cost = cost_of("ade20k", model)
+    assert set(cost.printed) >= {"params", "macs"}
+    assert networks.verdict(cost) == "agrees"
+
+
+@pytest.mark.parametrize(
+    ("model", "params", "macs"), [("hamnet-r101", "57", 918), ("hamnet-plus-r101", "69", 1111)]
+)
+def test_the_printed_macs_of_dilated_resnets_are_those_of_their_convolutions(
+    model: str, params: str, macs: int
+) -> None:
+    cost = cost_of("ade20k", model)
+    assert networks.agrees(params, cost.params / 1e6)
+    assert cost.macs_convolutions / 1e9 == pytest.approx(macs, rel=0.002)
+    assert "the convolutions alone are" in networks.explanation(cost)
+
+
+def test_the_parts_make_up_the_whole_and_the_block_has_its_closed_form() -> None:
+    cost = cost_of("ade20k", "light-ham-van-tiny")
+    assert sum(cost.parts.values()) == cost.macs
+    assert cost.parts["block"] == blocks.create("light-ham", 480).eval().macs(64, 64)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_every_network_can_be_built_with_and_without_a_block(model: str) -> None:
+    found = {cost_of("ade20k", model, block).params for block in ("none", "a2")}
+    assert len(found) == 2
+
+
+def test_more_to_remember_is_predicted_to_take_more_memory() -> None:
+    one, two = (
+        networks.training_peak(engine.build(job(Path())).to("meta"), batch, (64, 64)) for batch in (1, 2)
+    )
+    assert one < two < 2.2 * one
+
+
+# Training
+
+
+def test_equal_seeds_start_alike_outside_the_block(data: Path) -> None:
+    first, second = (engine.starting_weights(job(data, block)) for block in ("none", "a2"))
+    shared = [name for name in first if not engine.within_block(name)]
+    assert all(torch.equal(first[name], second[name]) for name in shared)
+    assert any(engine.within_block(name) for name in second)
+    other = engine.starting_weights(job(data, "none", seed=1))
+    assert any(not torch.equal(first[name], other[name]) for name in shared)
+
+
+def test_a_training_that_is_killed_and_resumed_ends_bit_for_bit_as_a_straight_one(
+    data: Path, tmp_path: Path
+) -> None:
+    class KilledError(Exception):
+        pass
+
+    def kill(text: str) -> None:
+        if text.startswith("iteration 6"):
+            raise KilledError
+
+    ours = job(data, "ham-nmf", options={"rank": 4}, iterations=8)
+    straight = engine.train(ours, tmp_path / "straight")
+    with pytest.raises(KilledError):
+        engine.train(ours, tmp_path / "killed", kill)
+    resumed = engine.train(ours, tmp_path / "killed")
+    expected, found = straight.network.state_dict(), resumed.network.state_dict()
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+    assert [point["iteration"] for point in resumed.result.curve if "loss" in point] == [*range(1, 9)]
+    assert resumed.result.iou == straight.result.iou
+
+
+def test_checkpoints_hold_tensors_and_plain_values_alone(data: Path, tmp_path: Path) -> None:
+    engine.train(job(data), tmp_path)
+    (path,) = tmp_path.glob("iter_*.pth")
+    assert set(torch.load(path, weights_only=True)) >= {"state_dict", "optimizer", "random", "curve"}
+
+
+def test_mixed_precision_trains_on_a_cpu(data: Path, tmp_path: Path) -> None:
+    losses = {}
+    for dtype in ("float32", "bfloat16"):
+        curve = engine.train(job(data, dtype=dtype), tmp_path / dtype).result.curve
+        losses[dtype] = [point["loss"] for point in curve if "loss" in point]
+    assert losses["bfloat16"] != losses["float32"]
+    assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=0.1)
+
+
+def test_a_loss_that_is_not_finite_is_told(data: Path, tmp_path: Path) -> None:
+    recipe = replace(DEMO, optimizer={"type": "SGD", "lr": 1e30})
+    with pytest.raises(FloatingPointError, match="the loss is"):
+        engine.train(job(data, recipe=recipe), tmp_path)
+
+
+def test_scores_are_those_of_the_confusion_of_all_pixels(data: Path, tmp_path: Path) -> None:
+    trained = engine.train(job(data), tmp_path)
+    truth, predicted = (
+        np.concatenate([each[index].ravel() for each in trained.samples(4)]) for index in (1, 2)
+    )
+    assert trained.result.pixel_accuracy == pytest.approx(float((truth == predicted).mean()))
+    for number, (name, value) in enumerate(trained.result.iou.items()):
+        union = ((truth == number) | (predicted == number)).sum()
+        assert name == legend.CLASSES[number]
+        assert value == pytest.approx(((truth == number) & (predicted == number)).sum() / union, abs=1e-5)
+    context = [trained.result.iou[legend.CLASSES[number]] for number in legend.CONTEXT]
+    assert trained.result.context_iou == pytest.approx(np.mean(context))
+
+
+@pytest.mark.parametrize("scoring", ["ms-flip-logits", "ms-flip-softmax"])
+def test_scores_of_several_scales_are_those_of_each_put_together(data: Path, scoring: str) -> None:
+    network = engine.build(job(data, scoring=scoring)).eval()
+    plain = engine.build(job(data)).eval()
+    plain.load_state_dict(network.state_dict())
+    x, metas = torch.randn(1, 3, 64, 48), [{"img_shape": (64, 48), "ori_shape": (64, 48)}]
+    with torch.no_grad():
+        expected = torch.zeros(1, 5, 64, 48)
+        for scale in (0.5, 0.75, 1.0, 1.25, 1.5, 1.75):
+            for flip in (lambda y: y, lambda y: y.flip(3)):
+                scaled = torch.nn.functional.interpolate(x, scale_factor=scale, mode="bilinear")
+                logits = flip(plain.inference(flip(scaled), metas))
+                logits = torch.nn.functional.interpolate(logits, (64, 48), mode="bilinear")
+                expected += logits.softmax(1) if scoring.endswith("softmax") else logits
+        assert torch.allclose(network.inference(x, metas), expected, atol=1e-5)
+
+
+# Bad data
+
+
+@pytest.fixture
+def own_data(tmp_path: Path) -> Path:
+    return legend.generate(tmp_path / "own", legend.Recipe("14", train=4, val=2))
+
+
+def spoil(path: Path, how: str) -> None:
+    labels = np.array(Image.open(path)) if how != "truncated" else None
+    if labels is None:
+        path.write_bytes(path.read_bytes()[:-200])
+        return
+    if how == "class":
+        labels[0, 0] = 77
+    else:
+        labels = labels[:-3]
+    Image.fromarray(labels).save(path)
+
+
+@pytest.mark.parametrize(
+    ("how", "folder", "words"),
+    [
+        ("class", "SegmentationClass", "no class 77; there are 0 to 4, and 255"),
+        ("size", "SegmentationClass", "labels of 125x128 instead of 128x128"),
+        ("truncated", "JPEGImages", "truncated"),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_named(
+    own_data: Path, tmp_path: Path, how: str, folder: str, words: str
+) -> None:
+    for path in (own_data / folder).glob("train*.png"):
+        spoil(path, how)
+    with pytest.raises(parts.BadDataError, match=words) as found:
+        engine.train(job(own_data), tmp_path / "work")
+    assert "train_000" in str(found.value)
+
+
+def test_what_is_missing_of_a_data_set_is_listed_with_the_way_to_get_it(tmp_path: Path) -> None:
+    grid = training.make_grid("voc", "paper", "none")
+    text = training.missing_data(grid.cells(), tmp_path)
+    assert text is not None
+    assert "VOCdevkit/VOC2012/JPEGImages" in text
+    assert "--preset demo" in text
+    for split in VOC.splits.values():
+        for part in (split.images, split.labels):
+            (tmp_path / VOC.folder / part).mkdir(parents=True, exist_ok=True)
+        assert split.names is not None
+        (tmp_path / VOC.folder / split.names).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / VOC.folder / split.names).touch()
+    assert training.missing_data(grid.cells(), tmp_path) is None
+
+
+@pytest.mark.parametrize("name", [name for name in DATASETS if name != "legend"])
+def test_a_data_set_has_the_classes_that_mmsegmentation_knows(name: str) -> None:
+    from mmseg.registry import DATASETS as REGISTRY
+
+    assert len(REGISTRY.get(DATASETS[name].kind).METAINFO["classes"]) == CLASSES[name]
+
+
+def voc_layout(root: Path, data: Any, names: dict[str, int], classes: int) -> None:
+    """A few generated images in a data set's own layout."""
+    rng = np.random.default_rng(0)
+    for split, part in data.splits.items():
+        stems = [f"{split}_{number}" for number in range(names.get(split, 2))]
+        for stem in stems:
+            image, labels = legend.draw(rng, "14")
+            for folder, suffix, picture in (
+                (part.images, data.image_suffix, image),
+                (part.labels, data.label_suffix, labels.clip(0, classes - 1)),
+            ):
+                path = root / data.folder / folder / f"{stem}{suffix}"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(picture).save(path)
+        if part.names:
+            path = root / data.folder / part.names
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("\n".join(stems) + "\n")
+
+
+@pytest.mark.parametrize(
+    ("task", "preset", "data_set"),
+    [
+        ("voc", "paper", VOC),
+        ("voc", "mmseg", VOC),
+        ("pascal-context", "mmseg", CONTEXT),
+        ("ade20k", "paper", ADE20K),
+    ],
+)
+def test_real_layouts_are_trained_on(tmp_path: Path, task: str, preset: str, data_set: Any) -> None:
+    voc_layout(tmp_path, data_set, {}, CLASSES[data_set.name])
+    recipe = replace(RECIPES[task][preset][-1], crop=(64, 64), batch=2, workers=0)
+    recipe = replace(
+        recipe,
+        augmentation=tuple(
+            it | {"crop_size": (64, 64)} if it["type"] == "RandomCrop" else it for it in recipe.augmentation
+        ),
+    )
+    trained = engine.train(job(tmp_path, "none", recipe=recipe, iterations=1), tmp_path / "work")
+    assert len(trained.result.iou) == CLASSES[data_set.name]
+    assert 0 <= trained.result.miou <= 1
+
+
+# Weights from files
+
+
+def saved(path: Path, content: Any) -> Path:
+    torch.save(content, path)
+    return path
+
+
+def wanted(model: str = "light-ham-van-tiny", task: str = "ade20k") -> dict[str, torch.Tensor]:
+    grid = training.make_grid(task, None, "", models=model)
+    (cell,) = grid.cells()
+    assert isinstance(cell, training.TaskCell)
+    return engine.build(training.job_of(cell, 0, Path())).state_dict()
+
+
+def official(name: str) -> str:
+    """A key of the official Light-Ham checkpoints."""
+    for ours, theirs in (
+        ("decode_head.context.lower_bread.", "decode_head.hamburger.ham_in.conv."),
+        ("decode_head.context.upper_bread.0.", "decode_head.hamburger.ham_out.conv."),
+        ("decode_head.context.upper_bread.1.", "decode_head.hamburger.ham_out.gn."),
+    ):
+        name = name.replace(ours, theirs)
+    return name
+
+
+def test_official_names_are_understood_and_every_tensor_arrives(tmp_path: Path) -> None:
+    ours = wanted()
+    theirs = {
+        official(name): torch.randn_like(value) if value.is_floating_point() else value
+        for name, value in ours.items()
+    }
+    found = checkpoints.load(saved(tmp_path / "file.pth", {"state_dict": theirs, "meta": {"epoch": 1}}), ours)
+    assert set(found) == set(ours)
+    assert all(torch.equal(found[name], theirs[official(name)]) for name in ours)
+
+
+def test_misfits_are_counted_and_the_first_are_listed(tmp_path: Path) -> None:
+    ours = wanted()
+    narrow = {name: value[..., :1] if value.dim() > 1 else value for name, value in ours.items()}
+    with pytest.raises(checkpoints.CheckpointError, match=r"is .*, not .* and [0-9]+ more"):
+        checkpoints.load(saved(tmp_path / "narrow.pth", narrow), ours)
+    lacking = {name: value for name, value in ours.items() if name != "decode_head.conv_seg.weight"} | {
+        "extra": torch.ones(1)
+    }
+    with pytest.raises(
+        checkpoints.CheckpointError, match=r"missing decode_head\.conv_seg\.weight; unknown extra"
+    ):
+        checkpoints.load(saved(tmp_path / "lacking.pth", lacking), ours)
+
+
+class Malicious:
+    def __reduce__(self) -> Any:
+        return Path.touch, (Path("struck"),)
+
+
+def test_a_malicious_file_is_not_executed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(checkpoints.CheckpointError, match="more than tensors"):
+        checkpoints.load(saved(tmp_path / "evil.pth", {"state_dict": Malicious()}), {})
+    assert not Path("struck").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"no checkpoint at all", b"PK\x03\x04"])
+def test_a_file_that_is_no_checkpoint_is_told(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "file.pth").write_bytes(content)
+    with pytest.raises(checkpoints.CheckpointError, match=r"file\.pth"):
+        checkpoints.load(tmp_path / "file.pth", {})
+
+
+# The plan
+
+
+@pytest.mark.parametrize(
+    ("axes", "words"),
+    [
+        ({"task": "vocs"}, "no task"),
+        ({"preset": "demos"}, "--preset"),
+        ({"models": "resnet"}, "--model"),
+        ({"seeds": "a"}, "--seeds"),
+        ({"preset": "demo", "cues": "3"}, "--cue"),
+        ({"preset": "paper", "cues": "14"}, "--cue is for"),
+        ({"scoring": "best"}, "--scoring"),
+        ({"dtypes": "float16"}, "--dtypes"),
+        ({"checkpoint": Path("absent")}, "--checkpoint"),
+    ],
+)
+def test_what_is_not_known_is_a_mistake(axes: dict[str, Any], words: str) -> None:
+    given = {"task": "voc", "preset": None, "specs": "none"} | axes
+    with pytest.raises(UsageError, match=words):
+        training.make_grid(**given).cells()
+
+
+def test_a_network_has_its_own_block_with_its_own_options_unless_others_are_asked_for() -> None:
+    def label(blocks: str) -> str:
+        (cell,) = training.make_grid("ade20k", None, blocks, models="light-ham-d256-van-tiny").cells()
+        return cell.label
+
+    assert label("") == label("light-ham") == "light-ham[rank=16]"
+    assert label("light-ham[rank=8]") == "light-ham[rank=8]"
+    assert label("a2") == "a2"
+
+
+def test_every_cell_has_an_id_of_its_own() -> None:
+    grids = [
+        {"seeds": "0,1"},
+        {"cues": "8"},
+        {"iterations": 5},
+        {"scoring": "ms-flip-logits"},
+        {"dtypes": "bfloat16"},
+        {},
+    ]
+    cells = [cell for axes in grids for cell in training.make_grid("voc", "demo", "none,a2", **axes).cells()]
+    assert len({cell.id for cell in cells}) == 12
