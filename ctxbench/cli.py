@@ -392,9 +392,14 @@ def task_command(
     from ctxbench.runner import Run
     from ctxbench.store import RunStore
 
+    rank = training.join_processes(device)
+    together = rank > 0 or training.processes() > 1
+    if together:
+        executor = "inline"
     folder = (out or RUNS / default_name(plan, threads, name)).absolute()
     store = RunStore.create(folder)
-    training.generate_data(cells, folder)
+    if rank == 0:
+        training.generate_data(cells, folder)
     settings = Settings(
         threads=threads,
         timeout_s=timeout or math.inf,
@@ -402,9 +407,16 @@ def task_command(
         folder=folder,
         data_root=data_root.absolute(),
         checkpoint=checkpoint and checkpoint.absolute(),
+        together=together,
+        rank=rank,
     )
-    whole = [cell.id for cell in plan]
-    records = execute(Run(cells, store, device, settings, WHERE[executor], fresh, whole))
+    run = Run(cells, store, device, settings, WHERE[executor], fresh, [cell.id for cell in plan])
+    if rank > 0:
+        training.take_part(cells, settings)
+        return OK
+    records = execute(run)
+    if together:
+        training.announced("")
     if as_json:
         click.echo(json.dumps([record.model_dump() for record in records], indent=1, allow_nan=False))
     else:

@@ -40,6 +40,7 @@ class Settings:
         folder: where tasks keep data, checkpoints and what comes of them.
         data_root: the folder of data sets.
         checkpoint: a file with the weights that tasks start from.
+        together: whether several processes train each network, and `rank`, this one's: 0 records.
     """
 
     threads: int = 1
@@ -49,6 +50,8 @@ class Settings:
     folder: Path | None = None
     data_root: Path = Path("data")
     checkpoint: Path | None = None
+    together: bool = False
+    rank: int = 0
 
 
 def group(cells: list[Cell], settings: Settings, monitor: Monitor) -> Iterator[tuple[Cell, Outcome]]:

@@ -353,6 +353,8 @@ def settle_tasks(
     for cell in cells:
         assert isinstance(cell, TaskCell)
         monitor.taking(cell)
+        if settings.together and settings.rank == 0:
+            announced(cell.id)
         monitor.measuring(f"training {cell.label}, {cell.model} on {cell.dataset}, seed {cell.seed}")
         start = perf_counter()
         try:
@@ -360,6 +362,37 @@ def settle_tasks(
         except RAISED as error:
             outcome = failure(error, perf_counter() - start)
         yield cell, None, outcome
+
+
+def join_processes(device: str) -> int:
+    """This process's rank among those that torchrun started; 0 without others."""
+    from tasks.segmentation import training
+
+    return training.join_processes(device)
+
+
+def processes() -> int:
+    """How many processes train together."""
+    from tasks.segmentation import training
+
+    return training.processes()
+
+
+def take_part(cells: list[Cell], settings: Settings) -> None:
+    """Train what the first of several processes announces, until it says that this was all."""
+    by_id = {cell.id: cell for cell in cells}
+    while cell := by_id.get(announced("")):
+        for _ in settle_tasks([cell], settings, Monitor()):
+            pass
+
+
+def announced(cell_id: str) -> str:
+    """What the first of the processes that train together says is next; "" at the end."""
+    import torch
+
+    words = [cell_id]
+    torch.distributed.broadcast_object_list(words, src=0)
+    return words[0]
 
 
 def train(cell: TaskCell, settings: Settings, monitor: Monitor) -> Outcome:
@@ -382,6 +415,8 @@ def train(cell: TaskCell, settings: Settings, monitor: Monitor) -> Outcome:
         state = {name: value.cpu() for name, value in trained.network.state_dict().items()}
         result = trained.result
         curve, seconds, cpu = curve + result.curve, seconds + result.seconds, cpu + result.cpu_seconds
+    if settings.rank > 0:
+        return Outcome("ok", {})
     for part in ("curves", "panels", "weights"):
         (folder / part).mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "curves" / f"{cell.id}.csv", replace(result, curve=curve).curve_csv())

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -213,6 +217,68 @@ def test_scores_of_several_scales_are_those_of_each_put_together(data: Path, sco
                 logits = torch.nn.functional.interpolate(logits, (64, 48), mode="bilinear")
                 expected += logits.softmax(1) if scoring.endswith("softmax") else logits
         assert torch.allclose(network.inference(x, metas), expected, atol=1e-5)
+
+
+PROCESS = """
+import sys
+from pathlib import Path
+import torch
+from tasks.segmentation import training
+from tasks.segmentation.recipes import DEMO
+
+torch.set_num_threads(1)
+rank = training.join_processes("cpu")
+job = training.Job(DEMO, "localnet", "ham-nmf", {"rank": 4}, Path(sys.argv[1]), iterations=3)
+trained = training.train(job, Path("work"))
+torch.save(trained.network.state_dict(), f"{rank}.pt")
+print(rank, training.processes(), trained.result.miou)
+"""
+
+
+def torchrun(folder: Path, *arguments: str) -> str:
+    environ = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+        *arguments,
+    ]
+    done = subprocess.run(
+        command, check=False, cwd=folder, env=environ, capture_output=True, text=True, timeout=250
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_two_processes_train_one_network(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "process.py").write_text(PROCESS)
+    lines = sorted(torchrun(tmp_path, "process.py", str(data)).split("\n")[:2])
+    assert [line.split()[:2] for line in lines] == [["0", "2"], ["1", "2"]]
+    assert lines[0].split()[2] == lines[1].split()[2], "both know the score"
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+
+
+def test_under_torchrun_the_command_trains_together_and_records_once(tmp_path: Path) -> None:
+    arguments = [
+        "-m",
+        "ctxbench",
+        "task",
+        "voc",
+        "--preset",
+        "demo",
+        "--blocks",
+        "none,a2",
+        "--iterations",
+        "2",
+    ]
+    out = torchrun(tmp_path, *arguments, "--out", "run", "--json")
+    assert [record["status"] for record in json.loads(out)] == ["ok", "ok"]
+    assert len(list((tmp_path / "run" / "records").iterdir())) == 2
+    assert len(list((tmp_path / "run" / "commands").iterdir())) == 1
 
 
 # Bad data

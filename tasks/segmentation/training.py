@@ -6,6 +6,7 @@ import contextlib
 import csv
 import io
 import logging
+import os
 import resource
 import time
 import warnings
@@ -149,7 +150,9 @@ def train(job: Job, folder: Path, tell: Callable[[str], None] = lambda text: Non
     state = starting_weights(job)
     hooks = [parts.Resumable(), curve, parts.Start(state)]
     with quiet():
-        runner = Runner(**ConfigDict(runner_arguments(job, folder)), cfg=Config(job.protocol()))
+        runner = Runner(
+            **ConfigDict(runner_arguments(job, folder)), cfg=Config(job.protocol() | wrapper(job.device))
+        )
         for hook in hooks:
             runner.register_hook(hook)
         if job.steps:
@@ -157,6 +160,7 @@ def train(job: Job, folder: Path, tell: Callable[[str], None] = lambda text: Non
         else:
             parts.unwrapped(runner.model).load_state_dict(state)
         runner._has_loaded = True  # or the last checkpoint would be read again
+        share_buffers(runner.model)
         tell("scoring")
         metrics = runner.test()
     names = list(runner.test_dataloader.dataset.metainfo["classes"])
@@ -221,8 +225,9 @@ def runner_arguments(job: Job, folder: Path) -> Settings:
     from tasks.segmentation import heads, parts  # noqa: F401, they register what the config names
 
     recipe, steps = job.recipe, job.steps
-    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-    world = torch.distributed.get_world_size() if distributed else 1
+    world = processes()
+    if recipe.batch % world:
+        raise ValueError(f"a batch of {recipe.batch} cannot be divided among {world} processes")
     train = [recipe.data.config(job.data_root, split, recipe.train_pipeline()) for split in recipe.train]
     test = {
         "batch_size": 1,
@@ -243,7 +248,7 @@ def runner_arguments(job: Job, folder: Path) -> Settings:
         "work_dir": str(folder),
         "model": network_config(job),
         "train_dataloader": {
-            "batch_size": max(recipe.batch // world, 1),
+            "batch_size": recipe.batch // world,
             "num_workers": recipe.workers,
             "persistent_workers": recipe.workers > 0,
             "sampler": {"type": "InfiniteSampler", "shuffle": True},
@@ -281,9 +286,44 @@ def runner_arguments(job: Job, folder: Path) -> Settings:
         "randomness": {"seed": job.seed, "deterministic": job.device == "cpu"},
         "resume": True,
         "log_level": "ERROR",
-        "launcher": "pytorch" if distributed else "none",
+        "launcher": "none" if world == 1 else "pytorch",
         "env_cfg": {"cudnn_benchmark": False, "mp_cfg": {"mp_start_method": "fork", "opencv_num_threads": 0}},
     }
+
+
+def share_buffers(network: nn.Module) -> None:
+    """Give all processes the first one's statistics of normalisation, that they score one network."""
+    for buffer in network.buffers() if processes() > 1 else []:
+        torch.distributed.broadcast(buffer, 0)
+
+
+def wrapper(device: str) -> Settings:
+    """How mmengine wraps the network where several processes train it together."""
+    if processes() == 1:
+        return {}
+    if device == "cuda":
+        return {"sync_bn": "torch"}
+    return {"model_wrapper_cfg": {"type": "MMDistributedDataParallel", "device_ids": None}}
+
+
+def join_processes(device: str) -> int:
+    """Join the other processes that torchrun started; returns this one's rank, 0 without others.
+
+    mmengine would set a CUDA device in doing so, and leaves alone what is joined already.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return 0
+    if not torch.distributed.is_initialized():
+        if device == "cuda":
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        torch.distributed.init_process_group("nccl" if device == "cuda" else "gloo")
+    return torch.distributed.get_rank()
+
+
+def processes() -> int:
+    """How many processes train together."""
+    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return torch.distributed.get_world_size() if distributed else 1
 
 
 def peak_bytes(device: str) -> int:
