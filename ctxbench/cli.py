@@ -67,6 +67,15 @@ strict_option = click.option(
 )
 
 
+data_root_option = click.option(
+    "--data-root",
+    default="data",
+    show_default=True,
+    type=click.Path(path_type=Path),
+    help="Folder of data sets.",
+)
+
+
 class FiniteRange(click.FloatRange):
     """A range that holds no NaN and no infinity."""
 
@@ -319,13 +328,7 @@ def profile_command(
     "--scoring", default="single", show_default=True, help="single, ms-flip-logits or ms-flip-softmax."
 )
 @click.option("--dtypes", default="float32", show_default=True, help="float32 or bfloat16 (mixed precision).")
-@click.option(
-    "--data-root",
-    default="data",
-    show_default=True,
-    type=click.Path(path_type=Path),
-    help="Folder of data sets.",
-)
+@data_root_option
 @click.option("--checkpoint", type=click.Path(path_type=Path), help="A file with the weights to start from.")
 @click.option("--device", default="auto", help="auto, cpu or cuda.", show_default=True)
 @click.option("--threads", default=1, show_default=True, type=click.IntRange(1, 1024), help="CPU threads.")
@@ -335,6 +338,7 @@ def profile_command(
 @click.option(
     "--estimate", is_flag=True, help="Parameters, MACs and memory of whole networks; trains nothing."
 )
+@click.option("--inspect", is_flag=True, help="Also write what the blocks do to their maps, as PNG and CSV.")
 @executor_option()
 @click.option("--shard", help="Do a part of the plan, as 0/2 and 1/2 on two hosts with one folder.")
 @click.option(
@@ -355,6 +359,7 @@ def task_command(
     threads: int,
     timeout: float | None,
     estimate: bool,
+    inspect: bool,
     executor: str,
     shard: str | None,
     out: Path | None,
@@ -417,13 +422,50 @@ def task_command(
     records = execute(run)
     if together:
         training.announced("")
+    for path in training.inspect(cells, settings) if inspect else []:
+        click.echo(f"wrote {path.relative_to(folder)}", err=True)
     if as_json:
         click.echo(json.dumps([record.model_dump() for record in records], indent=1, allow_nan=False))
     else:
         print_leaderboards(records, None)
         shown = out or folder.relative_to(Path.cwd())
+        click.echo(f"images, truth and predictions: {shown / 'panels'}   losses: {shown / 'curves'}")
         click.echo(f"records: {shown}   page: {shlex.join(['ctxbench', 'report', str(shown)])}")
     return exit_code(records)
+
+
+@main.group("data")
+def data_group() -> None:
+    """Data sets: which are there, and how to get the others."""
+
+
+@data_group.command("list")
+@data_root_option
+def data_list_command(data_root: Path) -> int:
+    """List the data sets, and what is missing of each."""
+    from ctxbench.console import print_tables
+    from ctxbench.data import table
+
+    print_tables([table(data_root)])
+    return OK
+
+
+@data_group.command("fetch")
+@click.argument("name", metavar="NAME")
+@data_root_option
+def data_fetch_command(name: str, data_root: Path) -> int:
+    """Download and unpack a data set: voc, pascal-context (images) or ade20k.
+
+    It is checked against its digest; an interrupted download goes on where it stopped.
+    """
+    from ctxbench.console import LiveReporter
+    from ctxbench.data import archive_of
+    from ctxbench.fetch import fetch
+
+    archive = archive_of(name)
+    with LiveReporter() as reporter:
+        click.echo(f"unpacked: {fetch(archive, data_root, reporter.working)}")
+    return OK
 
 
 def print_networks(costs: list[NetworkCost], as_json: bool) -> None:
@@ -555,9 +597,11 @@ def doctor_command(as_json: bool) -> int:
 @click.option("--fresh", is_flag=True, help="Measure again what the folder holds already.")
 @executor_option()
 def demo_command(out: Path, fresh: bool, executor: str) -> int:
-    """Profile a few blocks on this machine and write a report: minutes, no download."""
+    """Profile a few blocks, train networks with three of them, and write a report: minutes, no download."""
     prepare_torch(executor)
-    from ctxbench.presets import DEMO, DEMO_SHOWN
+    from ctxbench import training
+    from ctxbench.measure import Settings
+    from ctxbench.presets import DEMO, DEMO_SHOWN, DEMO_TRAINED
     from ctxbench.report import Report
     from ctxbench.runner import Run
     from ctxbench.store import Reading, RunStore
@@ -565,7 +609,14 @@ def demo_command(out: Path, fresh: bool, executor: str) -> int:
     device, folder = choose_device("auto"), out / "run"
     cells = [cell for grid in DEMO for cell in dataclasses.replace(grid, device=device).cells()]
     store = RunStore.create(folder.absolute())
-    records = execute(Run(cells, store, device, where=WHERE[executor], fresh=fresh))
+    try:
+        grid = training.make_grid("voc", "demo", DEMO_TRAINED, device=device)
+        cells += grid.cells()
+        training.generate_data(grid.cells(), store.folder)
+    except UsageError as error:
+        say(f"no networks are trained: {error}", OK)
+    settings = Settings(folder=store.folder)
+    records = execute(Run(cells, store, device, settings, WHERE[executor], fresh))
     print_leaderboards([record for record in records if record.height in DEMO_SHOWN], baseline="self-attn")
     click.echo(f"report: {Report.of(Reading.of([folder])).write(out)}")
     return exit_code(records)

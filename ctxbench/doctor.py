@@ -27,7 +27,7 @@ Verdict = tuple[Level, str, str | None]  # level, what was found, what to type o
 Check = Callable[[], Iterator[Verdict]]
 
 GIB = 2**30
-RUNS = Path("results/runs")
+RUNS, DATA = Path("results/runs"), Path("data")
 CPUS = Path("/sys/devices/system/cpu")
 OOM_SCORE = Path("/proc/self/oom_score_adj")
 CORE = ("torch>=2.15", "fvcore>=0.1.5.post20221221")
@@ -219,6 +219,15 @@ def cuda_device(index: int) -> Verdict:
     return judged(free >= total / 2, text, f"{text}: others use it, timings will scatter", "nvidia-smi")
 
 
+def data_sets() -> Iterator[Verdict]:
+    """Which data sets the default data root holds; the tasks' demo needs none."""
+    from ctxbench.data import known, state
+
+    for each in known():
+        found = state(each, DATA)
+        yield judged(found == "complete", f"{each.name}: {found} in {DATA}", advice=each.advice)
+
+
 def workers() -> Iterator[Verdict]:
     """What keeps a cell from harming the run, and lets its process start fast."""
     forkserver = "forkserver" in multiprocessing.get_all_start_methods()
@@ -274,6 +283,7 @@ CHECKS: tuple[tuple[str, Check], ...] = (
     ("CPU", load),
     ("memory", memory),
     ("CUDA", cuda),
+    ("data", data_sets),
     ("workers", workers),
     ("compiler", compiler),
     ("Slurm", slurm),

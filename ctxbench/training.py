@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 SCORINGS = ("single", "ms-flip-logits", "ms-flip-softmax")
 DTYPES = ("float32", "bfloat16")
+GAP = 4  # pixels between the pictures of a panel
 
 
 @dataclass(frozen=True)
@@ -358,7 +359,8 @@ def settle_tasks(
         monitor.measuring(f"training {cell.label}, {cell.model} on {cell.dataset}, seed {cell.seed}")
         start = perf_counter()
         try:
-            outcome = train(cell, settings, monitor)
+            with pinning.restored():  # training asks torch for deterministic algorithms
+                outcome = train(cell, settings, monitor)
         except RAISED as error:
             outcome = failure(error, perf_counter() - start)
         yield cell, None, outcome
@@ -453,6 +455,33 @@ def weights_for(cell: TaskCell, checkpoint: Path | None) -> Any:
     return checkpoints.load(checkpoint, network.state_dict())
 
 
+def inspect(cells: list[Cell], settings: Settings) -> list[Path]:
+    """Look at the blocks of trained cells, whose weights the run's folder holds; returns the pictures' paths."""
+    import torch
+
+    from ctxbench import inspection
+    from tasks.segmentation import training
+
+    folder = settings.folder
+    assert folder is not None
+    found = []
+    for cell in cells:
+        assert isinstance(cell, TaskCell)
+        weights = folder / "weights" / f"{cell.id}.pt"
+        if not weights.exists():
+            continue
+        state = torch.load(weights, map_location="cpu", weights_only=True)
+        data_root = legend_folder(folder, cell.cue) if cell.cue else settings.data_root
+        trained = training.loaded(job_of(cell, len(cell.stages) - 1, data_root, state))
+        title = f"{cell.label} in {cell.model} on {cell.dataset}, seed {cell.seed}"
+        found.append(
+            inspection.inspect(
+                trained, folder, f"{cell.label}-{cell.dataset}-{cell.seed}-{cell.id[:6]}", title
+            )
+        )
+    return found
+
+
 def panel(trained: Any, count: int = 4, scale: int = 2) -> bytes:
     """Images, truth and prediction side by side, one sample a row, as PNG."""
     import io
@@ -467,10 +496,11 @@ def panel(trained: Any, count: int = 4, scale: int = 2) -> bytes:
     for image, truth, predicted in trained.samples(count):
         height, width = truth.shape
         shown = np.asarray(Image.fromarray(np.ascontiguousarray(image)).resize((width, height)))
-        rows.append(np.hstack([shown, shades[truth], shades[predicted]]))
+        gap = np.full((height, GAP, 3), 255, dtype=np.uint8)
+        rows.append(np.hstack([shown, gap, shades[truth], gap, shades[predicted]]))
     widest = max(row.shape[1] for row in rows)
     sheet = np.vstack(
-        [np.pad(row, ((0, 4), (0, widest - row.shape[1]), (0, 0)), constant_values=255) for row in rows]
+        [np.pad(row, ((0, GAP), (0, widest - row.shape[1]), (0, 0)), constant_values=255) for row in rows]
     )
     picture = Image.fromarray(sheet)
     if picture.width < 1000:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
+import functools
 import json
 import os
 import re
@@ -23,6 +25,8 @@ from ctxbench import __version__, environment, measure, presets, published, subj
 from ctxbench.cli import main
 from ctxbench.spec import Grid
 from ctxbench.store import RunStore
+from tasks import legend
+from tasks.segmentation import recipes
 from tests.factories import make_record
 from tests.test_benchmarks import entry, save
 
@@ -452,11 +456,73 @@ def test_the_demo_goes_from_cells_to_a_page(monkeypatch: pytest.MonkeyPatch) -> 
     small: dict[str, Any] = {"blocks": "none,self-attn", "channels": "8"}
     grids = Grid(resolutions="4,6", **small), Grid(resolutions="8", estimated=True, **small)
     monkeypatch.setattr(presets, "DEMO", grids)
-    monkeypatch.setattr(presets, "DEMO_SHOWN", (4, 6, 8), raising=False)
+    monkeypatch.setattr(presets, "DEMO_SHOWN", (4, 6, 8, 128), raising=False)
+    monkeypatch.setitem(recipes.RECIPES["voc"], "demo", (dataclasses.replace(recipes.DEMO, iterations=2),))
+    monkeypatch.setattr(legend, "Recipe", functools.partial(legend.Recipe, train=8, val=2))
     result = ctxbench("demo", "--out", "tour")
     assert result.exit_code == 0, result.output
+    assert "voc (demo): localnet on legend-14" in result.stdout
+    assert len(list(Path("tour/run/panels").iterdir())) == 3
     assert "tour/index.html" in result.stdout
     assert "self-attn" in Path("tour/index.html").read_text(encoding="utf-8")
+
+
+# Tasks
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("voc",), "without data: ctxbench task voc --preset demo"),
+        (("voc", "--preset", "demo", "--blocks", "ham-nmff"), "did you mean 'ham-nmf'?"),
+        (("vocs",), "is no task; there are voc"),
+        (("voc", "--preset", "demo", "--checkpoint", "absent.pth"), "cannot read absent.pth"),
+        (("voc", "--preset", "demo", "--blocks", "none", "--shard", "3/9"), "divided"),
+        (("ade20k", "--blocks", "danet[convs=2]", "--estimate"), "convs"),
+    ],
+)
+def test_a_task_that_cannot_be_is_a_mistake(arguments: tuple[str, ...], words: str) -> None:
+    assert words in refusal("task", *arguments)
+    assert not Path("results").exists()
+
+
+def test_weights_that_do_not_fit_are_a_mistake(tmp_path: Path) -> None:
+    torch.save({"backbone.weight": torch.ones(1)}, tmp_path / "file.pth")
+    line = refusal(
+        "task", "voc", "--preset", "demo", "--blocks", "none", "--checkpoint", tmp_path / "file.pth"
+    )
+    assert "does not fit: missing" in line
+
+
+def test_a_task_fails_cell_by_cell_and_says_why(tmp_path: Path) -> None:
+    mine = plugin(
+        tmp_path / "mine.py", before="assert x.device.type == 'meta' or not self.training, 'not today'"
+    )
+    arguments = ["--preset", "demo", "--blocks", "my-block,none", "--plugin", mine, "--iterations", "1"]
+    result = ctxbench("task", "voc", *arguments, "--out", "run", "--json")
+    assert result.exit_code == 1
+    found = {record["spec"]: record for record in json.loads(result.stdout)}
+    assert (found["my-block"]["status"], found["none"]["status"]) == ("error", "ok")
+    assert found["my-block"]["reason"] == "not today"
+    assert 0 <= found["none"]["context_iou"] <= 1
+    page = ctxbench("report", "run", "--out", "page")
+    assert page.exit_code == 0, page.output
+    assert "seed 0 error: not today" in Path("page/report.md").read_text()
+
+
+def test_networks_are_estimated_beside_their_published_numbers() -> None:
+    arguments = ["--model", "light-ham-van-tiny", "--estimate"]
+    out = ctxbench("task", "ade20k", *arguments).stdout
+    assert "agrees" in out, out
+    (cost,) = json.loads(ctxbench("task", "ade20k", *arguments, "--json").stdout)
+    assert cost["published"]["params"] == "4.9"
+
+
+def test_data_sets_are_listed_with_what_is_missing(tmp_path: Path) -> None:
+    result = ctxbench("data", "list", "--data-root", tmp_path)
+    assert result.exit_code == 0
+    assert result.stdout.count("not there") == 4
+    assert "needs an account" in refusal("data", "fetch", "cityscapes")
 
 
 # Plug-ins

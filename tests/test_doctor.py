@@ -65,7 +65,7 @@ def test_it_looks_at_every_topic_here_and_writes_nothing(
     monkeypatch.chdir(tmp_path)
     found = examine()
     assert list(dict.fromkeys(finding.topic for finding in found if finding.topic != "CUDA")) == [
-        *("versions", "counting", "extras", "CPU", "memory", "workers", "compiler", "Slurm", "disk")
+        *("versions", "counting", "extras", "CPU", "memory", "data", "workers", "compiler", "Slurm", "disk")
     ]
     assert [it for it in found if it.text.startswith("this check failed")] == []
     assert list(tmp_path.iterdir()) == []

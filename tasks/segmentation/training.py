@@ -111,10 +111,9 @@ class Result:
 
 
 @dataclass(frozen=True)
-class Trained:
-    """A job's result, the network in evaluation mode, and the data it was scored on."""
+class Ready:
+    """A network in evaluation mode, and the data it is scored on."""
 
-    result: Result
     network: nn.Module
     dataset: Any
 
@@ -128,6 +127,13 @@ class Trained:
             image = sample["inputs"].numpy()[::-1].transpose(1, 2, 0)
             labels = (found.gt_sem_seg.data[0], found.pred_sem_seg.data[0])
             yield image, *(each.cpu().numpy().astype(np.uint8) for each in labels)
+
+
+@dataclass(frozen=True)
+class Trained(Ready):
+    """The same with what came of the training."""
+
+    result: Result
 
 
 def train(job: Job, folder: Path, tell: Callable[[str], None] = lambda text: None) -> Trained:
@@ -176,7 +182,20 @@ def train(job: Job, folder: Path, tell: Callable[[str], None] = lambda text: Non
         peak_bytes(job.device),
         curve.points,
     )
-    return Trained(result, parts.unwrapped(runner.model).eval(), runner.test_dataloader.dataset)
+    return Trained(parts.unwrapped(runner.model).eval(), runner.test_dataloader.dataset, result)
+
+
+def loaded(job: Job) -> Ready:
+    """The job's network with the weights it is to start from, without training."""
+    from mmseg.registry import DATASETS
+
+    from tasks.segmentation import parts  # noqa: F401, it registers the data set
+
+    network = build(job)
+    network.load_state_dict(starting_weights(job))
+    with quiet():
+        dataset = DATASETS.build(job.recipe.data.config(job.data_root, "val", job.recipe.test_pipeline()))
+    return Ready(network.eval(), dataset)
 
 
 def build(job: Job) -> nn.Module:
