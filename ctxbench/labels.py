@@ -8,14 +8,18 @@ from typing import Any
 from matplotlib.axes import Axes
 
 
-def label_ends(axes: Axes, ends: list[tuple[float, float, str]], look: dict[str, dict[str, Any]]) -> None:
-    """Write each line's name to the right of its end, pushed apart where ends crowd."""
+def label_ends(
+    axes: Axes, ends: list[tuple[float, float, str]], look: dict[str, dict[str, Any]], log: bool = True
+) -> None:
+    """Write each line's name to the right of its end, pushed apart where ends crowd; `log`: the y axis is."""
     axes.figure.canvas.draw()
     bottom, top = axes.get_ylim()
-    span = math.log(top / bottom)
     gap = 0.048  # a line of text, in parts of the axes' height
     ends = sorted(ends, key=lambda end: (end[1], end[2]))
-    wanted = [math.log(y / bottom) / span for _, y, _ in ends]
+    if log:
+        wanted = [math.log(y / bottom) / math.log(top / bottom) for _, y, _ in ends]
+    else:
+        wanted = [(y - bottom) / (top - bottom) for _, y, _ in ends]
     room = [min(place, 1 - gap * below) for below, place in enumerate(reversed(wanted))]
     places = spread(room[::-1], gap)  # none above the axes
     for (x, y, spec), place in zip(ends, places, strict=True):

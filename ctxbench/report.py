@@ -20,7 +20,7 @@ from ctxbench.store import Reading, Unreadable, to_frame, write_atomically
 from ctxbench.tables import Table, escape_markdown, leaderboards, markdown, printable, published_table
 
 DEFAULT_BASELINE = "self-attn"
-FIGURE = re.compile(r"(macs|memory|latency|pareto)-(infer|train)-b\d+-c\d+-.*\.(png|svg)")
+FIGURE = re.compile(r"((macs|memory|latency|pareto)-(infer|train)-b\d+-c\d+-.*|(scores|cues)-\d+)\.(png|svg)")
 METHOD = (
     "MACs: multiply-accumulates of convolutions and matrix products in one forward, counted by the "
     "dispatcher and checked against each block's closed form. Element-wise work is not counted. Backward "
@@ -96,15 +96,19 @@ class Report:
 
     def write_figures(self, folder: Path) -> list[Illustration]:
         """Every figure as PNG and SVG."""
-        profiled = [row for row in self.rows if row["kind"] == "profile"]
-        if not profiled:
+        if not self.rows:
             return []
-        from ctxbench import plots
+        from ctxbench import plots, scoreplots
 
         found = []
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a glyph that no font has is drawn as a box
-            pictures = [(it, it.svg(), it.png()) for it in plots.figures(to_frame(pooled(profiled)))]
+            profiled, trained = (
+                [row for row in self.rows if row["kind"] == kind] for kind in ("profile", "task")
+            )
+            drawn = scoreplots.figures(trained, to_frame(trained)) if trained else []
+            drawn += plots.figures(to_frame(pooled(profiled))) if profiled else []
+            pictures = [(it, it.svg(), it.png()) for it in drawn]
         for picture, svg, png in pictures:
             write_atomically(folder / f"{picture.name}.svg", svg)
             write_atomically(folder / f"{picture.name}.png", png)

@@ -13,7 +13,8 @@ from ctxbench.tables import MISSING, Column, Table, machine, number
 
 SHARED = ("task", "preset", "model", "dataset", "dtype", "device_type", "protocol_json", "train_iterations")
 METRICS = {"context_iou": "context IoU (%)", "miou": "mIoU (%)"}
-NEAR_CHANCE = 0.35  # context IoU of a network that cannot see the cue; 1/3 is chance with perfect borders
+CHANCE = 1 / 3  # context IoU of a network that cannot see the cue, with perfect borders
+NEAR_CHANCE = 0.35
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,10 @@ class Entry:
     """One block over all its seeds."""
 
     rows: list[Row]
+
+    @property
+    def spec(self) -> str:
+        return str(self.rows[0]["spec"])
 
     @cached_property
     def done(self) -> list[Row]:
@@ -40,10 +45,15 @@ class Entry:
 
 def score_tables(rows: list[Row]) -> list[Table[Entry]]:
     """One table per task, protocol, network and data: blocks by falling score, failures last."""
+    return [score_table(members) for members in groups_of(rows)]
+
+
+def groups_of(rows: list[Row]) -> list[list[Row]]:
+    """The rows of each table."""
     groups: dict[tuple[Any, ...], list[Row]] = {}
     for row in sorted(rows, key=lambda row: (*(str(row[name]) for name in SHARED), row["spec"], row["seed"])):
         groups.setdefault(key_of(row), []).append(row)
-    return [score_table(members) for members in groups.values()]
+    return list(groups.values())
 
 
 def key_of(row: Row) -> tuple[Any, ...]:
@@ -52,15 +62,10 @@ def key_of(row: Row) -> tuple[Any, ...]:
 
 
 def score_table(rows: list[Row]) -> Table[Entry]:
-    entries = [
-        Entry([row for row in rows if row["spec"] == spec])
-        for spec in dict.fromkeys(row["spec"] for row in rows)
-    ]
-    metric = "context_iou" if any(row["context_iou"] is not None for row in rows) else "miou"
-    entries.sort(key=lambda it: (not it.done, -(it.middle(metric) or 0.0), it.rows[0]["spec"]))
+    entries, metric = entries_of(rows), metric_of(rows)
     names = [metric, *(["miou"] if metric != "miou" else [])]
     columns = [
-        Column[Entry]("block", lambda it: it.rows[0]["spec"], numeric=False),
+        Column[Entry]("block", lambda it: it.spec, numeric=False),
         Column[Entry]("seeds", lambda it: str(len(it.done))),
         *(Column[Entry](METRICS[name], lambda it, name=name: percent(it, name)) for name in names),  # type: ignore[misc]
         Column[Entry]("seeds from - to", lambda it: ends(it, metric)),
@@ -69,6 +74,19 @@ def score_table(rows: list[Row]) -> Table[Entry]:
     if any(flags(it) for it in entries):
         columns.append(Column("flags", flags, numeric=False))
     return Table(title_of(rows[0]), columns, entries, notes(rows, entries, metric))
+
+
+def metric_of(rows: list[Row]) -> str:
+    """What the blocks are ranked by."""
+    return "context_iou" if any(row["context_iou"] is not None for row in rows) else "miou"
+
+
+def entries_of(rows: list[Row]) -> list[Entry]:
+    """The blocks, best first, those that failed in every seed last."""
+    metric = metric_of(rows)
+    specs = dict.fromkeys(row["spec"] for row in rows)
+    entries = [Entry([row for row in rows if row["spec"] == spec]) for spec in specs]
+    return sorted(entries, key=lambda it: (not it.done, -(it.middle(metric) or 0.0), it.spec))
 
 
 def percent(entry: Entry, name: str) -> str:
@@ -129,7 +147,7 @@ def ties(entries: list[Entry], metric: str) -> list[str]:
     best = scored[0]
     if min(len(it.values(metric)) for it in scored) < 2:
         return ["One seed tells no scatter: small differences mean nothing."]
-    same = [it.rows[0]["spec"] for it in scored[1:] if it.range(metric)[1] >= best.range(metric)[0]]
+    same = [it.spec for it in scored[1:] if it.range(metric)[1] >= best.range(metric)[0]]
     if not same:
-        return [f"{best.rows[0]['spec']} is above all others in every seed."]
-    return [f"Seeds overlap with those of {best.rows[0]['spec']}, no difference: {', '.join(same)}."]
+        return [f"{best.spec} is above all others in every seed."]
+    return [f"Seeds overlap with those of {best.spec}, no difference: {', '.join(same)}."]

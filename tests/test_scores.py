@@ -1,0 +1,123 @@
+"""Trained networks are ranked by their mean over seeds, and seeds that overlap are no difference."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from ctxbench.record import Row
+from ctxbench.scoreplots import figures
+from ctxbench.scores import score_tables
+from ctxbench.store import to_frame
+from ctxbench.tables import markdown
+from tests.factories import failed_record, make_record, no_times
+
+STAGE = {
+    "train": "train",
+    "iterations": 800,
+    "batch": 8,
+    "crop": [128, 128],
+    "optimizer": "AdamW",
+    "learning_rate": 0.002,
+    "scoring": "single",
+    "note": "a note",
+}
+TASK: dict[str, Any] = {
+    "kind": "task",
+    "task": "voc",
+    "preset": "demo",
+    "model": "localnet",
+    "dataset": "legend-14",
+    "mode": "train",
+    "train_iterations": 800,
+}
+
+
+def trained(spec: str, seed: int, score: float, **fields: Any) -> Row:
+    own = {
+        "spec": spec,
+        "seed": seed,
+        "context_iou": score,
+        "miou": 0.6 + score / 5,
+        "train_cpu_s": 30.0,
+        "protocol_json": json.dumps({"stages": [STAGE]}),
+    }
+    return make_record(**(TASK | no_times() | own | fields)).row
+
+
+def failed(spec: str, seed: int) -> Row:
+    return failed_record("error", "the loss is nan", **(TASK | {"spec": spec, "seed": seed})).row
+
+
+def test_blocks_come_by_falling_mean_and_failures_last() -> None:
+    rows = [trained("a", 0, 0.2), trained("b", 0, 0.7), trained("b", 1, 0.5), failed("c", 0), failed("a", 1)]
+    (table,) = score_tables(rows)
+    assert [line[:5] for line in table.text] == [
+        ["b", "2", "60.0", "72.0", "50.0 - 70.0"],
+        ["a", "1", "20.0", "64.0", "–"],
+        ["c", "0", "–", "–", "–"],
+    ]
+    assert table.text[1][-1] == "seed 1 error: the loss is nan; at chance: the cue is not used"
+    assert table.title == "voc (demo): localnet on legend-14, 800 iterations"
+
+
+@pytest.mark.parametrize(
+    ("scores", "words"),
+    [
+        (
+            {"a": (0.7, 0.72), "b": (0.5, 0.71), "c": (0.1, 0.2)},
+            "Seeds overlap with those of a, no difference: b.",
+        ),
+        ({"a": (0.7, 0.72), "b": (0.5, 0.6)}, "a is above all others in every seed."),
+        ({"a": (0.7,), "b": (0.5,)}, "One seed tells no scatter"),
+    ],
+)
+def test_seeds_that_overlap_are_no_difference(scores: dict[str, tuple[float, ...]], words: str) -> None:
+    rows = [
+        trained(spec, seed, value) for spec, values in scores.items() for seed, value in enumerate(values)
+    ]
+    (table,) = score_tables(rows)
+    assert words in "\n".join(table.notes)
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        {"model": "other"},
+        {"dataset": "legend-8"},
+        {"dtype": "bfloat16"},
+        {"preset": "paper"},
+        {"train_iterations": 7},
+    ],
+)
+def test_only_one_protocol_stands_in_a_table(field: dict[str, Any]) -> None:
+    assert len(score_tables([trained("a", 0, 0.5), trained("a", 0, 0.5, **field)])) == 2
+
+
+def test_without_a_diagnostic_the_ranking_is_by_miou() -> None:
+    rows = [trained(spec, 0, 0.1, context_iou=None, miou=value) for spec, value in (("a", 0.6), ("b", 0.7))]
+    (table,) = score_tables(rows)
+    assert table.header[2] == "mIoU (%)"
+    assert [line[0] for line in table.text] == ["b", "a"]
+    assert "Context IoU" not in markdown(table)
+
+
+def test_the_protocol_is_told() -> None:
+    (table,) = score_tables([trained("a", 0, 0.5)])
+    assert "Protocol: train, 800 iterations of 8 crops 128x128, AdamW 0.002, scored single" in markdown(table)
+
+
+def test_every_seed_is_drawn_and_the_cues_beside_one_another() -> None:
+    rows = [
+        trained(spec, seed, 0.1 * seed + 0.2 + cue / 100, dataset=f"legend-{cue:g}")
+        for spec in ("a", r"$\frac{$")
+        for seed in (0, 1)
+        for cue in (1.6, 14)
+    ]
+    drawn = {picture.name: picture for picture in figures(rows, to_frame(rows))}
+    assert list(drawn) == ["scores-0", "scores-1", "cues-0"]
+    assert all(picture.png().startswith(b"\x89PNG") for picture in drawn.values())
+    (axes,) = drawn["cues-0"].figure.axes
+    assert [list(line.get_xdata()) for line in axes.lines[:2]] == [[1.6, 14.0]] * 2
