@@ -329,7 +329,10 @@ def profile_command(
 )
 @click.option("--dtypes", default="float32", show_default=True, help="float32 or bfloat16 (mixed precision).")
 @data_root_option
-@click.option("--checkpoint", type=click.Path(path_type=Path), help="A file with the weights to start from.")
+@click.option(
+    "--checkpoint", type=click.Path(path_type=Path), help="A file with the network's first weights."
+)
+@click.option("--backbone", type=click.Path(path_type=Path), help="A file with the backbone's first weights.")
 @click.option("--device", default="auto", help="auto, cpu or cuda.", show_default=True)
 @click.option("--threads", default=1, show_default=True, type=click.IntRange(1, 1024), help="CPU threads.")
 @click.option(
@@ -355,6 +358,7 @@ def task_command(
     preset: str | None,
     data_root: Path,
     checkpoint: Path | None,
+    backbone: Path | None,
     device: str,
     threads: int,
     timeout: float | None,
@@ -379,7 +383,8 @@ def task_command(
 
     load_plugins(plugins)
     device = choose_device(device)
-    grid = training.make_grid(name, preset, ",".join(specs), device=device, checkpoint=checkpoint, **axes)
+    files = {"checkpoint": checkpoint, "backbone": backbone}
+    grid = training.make_grid(name, preset, ",".join(specs), device=device, **files, **axes)
     plan = grid.cells()
     cells = plan if shard is None else share(plan, shard)
     if dry_run:
@@ -392,7 +397,6 @@ def task_command(
         raise UsageError(f"--shard {shard}: the plan has too few cells to be divided so often")
     if missing := training.missing_data(cells, data_root):
         raise UsageError(missing)
-    training.check_weights(cells, checkpoint)
     from ctxbench.measure import Settings
     from ctxbench.runner import Run
     from ctxbench.store import RunStore
@@ -402,9 +406,6 @@ def task_command(
     if together:
         executor = "inline"
     folder = (out or RUNS / default_name(plan, threads, name)).absolute()
-    store = RunStore.create(folder)
-    if rank == 0:
-        training.generate_data(cells, folder)
     settings = Settings(
         threads=threads,
         timeout_s=timeout or math.inf,
@@ -412,9 +413,16 @@ def task_command(
         folder=folder,
         data_root=data_root.absolute(),
         checkpoint=checkpoint and checkpoint.absolute(),
+        backbone=backbone and backbone.absolute(),
         together=together,
         rank=rank,
     )
+    training.check_weights(cells, settings)
+    store = RunStore.create(folder)
+    if rank == 0:
+        training.generate_data(cells, folder)
+        if notice := training.missing_backbone(cells):
+            say(notice, OK)
     run = Run(cells, store, device, settings, WHERE[executor], fresh, [cell.id for cell in plan])
     if rank > 0:
         training.take_part(cells, settings)

@@ -39,7 +39,7 @@ class Settings:
         plugins: files with blocks of the user's own.
         folder: where tasks keep data, checkpoints and what comes of them.
         data_root: the folder of data sets.
-        checkpoint: a file with the weights that tasks start from.
+        checkpoint, backbone: files with the weights that tasks start from.
         together: whether several processes train each network, and `rank`, this one's: 0 records.
     """
 
@@ -50,6 +50,7 @@ class Settings:
     folder: Path | None = None
     data_root: Path = Path("data")
     checkpoint: Path | None = None
+    backbone: Path | None = None
     together: bool = False
     rank: int = 0
 

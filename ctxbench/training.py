@@ -40,7 +40,8 @@ class TaskCell(Cell):
         cue: area of the legend's cue in per cent, where that is the data; "" elsewhere.
         iterations: instead of the recipe's.
         scoring: how the network is evaluated.
-        checkpoint: digest of the file with the first weights; "": none.
+        checkpoint, backbone: digests of the files with the first weights, of the whole network or of its
+            backbone; "": none.
     """
 
     task: str = ""
@@ -50,6 +51,7 @@ class TaskCell(Cell):
     iterations: int | None = None
     scoring: str = "single"
     checkpoint: str = ""
+    backbone: str = ""
 
     @property
     def kind(self) -> Literal["profile", "task"]:
@@ -90,6 +92,13 @@ class TaskCell(Cell):
         return stage.iterations if self.iterations is None else self.iterations
 
     @property
+    def first_weights(self) -> str:
+        """Where training starts, in words."""
+        if self.checkpoint:
+            return f"network {self.checkpoint}"
+        return f"backbone {self.backbone}" if self.backbone else "random"
+
+    @property
     def given(self) -> dict[str, Any]:
         """The options that are not the block's defaults."""
         defaults = blocks.info(self.block).defaults
@@ -103,7 +112,7 @@ class TaskGrid:
     Attributes:
         models: names; None: the recipe's.
         cues: of the legend diagnostic; None: its default.
-        checkpoint: a file with the first weights.
+        checkpoint, backbone: files with the first weights, of the whole network or of its backbone.
     """
 
     task: str
@@ -117,6 +126,7 @@ class TaskGrid:
     dtypes: str = "float32"
     device: str = "cpu"
     checkpoint: Path | None = None
+    backbone: Path | None = None
 
     def cells(self) -> list[Cell]:
         """All cells.
@@ -139,7 +149,10 @@ class TaskGrid:
         cues = listed(self.cues or "14", CUES, "--cue") if generated else [""]
         scoring = listed(self.scoring, SCORINGS, "--scoring")[0]
         seeds = [int(text) for text in listed(self.seeds, None, "--seeds")]
-        digest = "" if self.checkpoint is None else digest_of(self.checkpoint)
+        digests = [
+            "" if path is None else digest_of(path, option)
+            for path, option in ((self.checkpoint, "--checkpoint"), (self.backbone, "--backbone"))
+        ]
         return [
             TaskCell(
                 block=spec.name,
@@ -161,7 +174,8 @@ class TaskGrid:
                 cue=cue,
                 iterations=self.iterations,
                 scoring=scoring,
-                checkpoint=digest,
+                checkpoint=digests[0],
+                backbone=digests[1],
             )
             for name in names
             for cue in cues
@@ -186,12 +200,14 @@ def make_grid(task: str, preset: str | None, specs: str, **axes: Any) -> TaskGri
         compat.prepare()
     except ImportError as error:
         raise UsageError(str(error)) from None
+    if axes.get("checkpoint") and axes.get("backbone"):
+        raise UsageError("--checkpoint and --backbone: one of them, please; a checkpoint holds its backbone")
     usual = "paper" if "paper" in RECIPES[task] else next(iter(RECIPES[task]))
     return TaskGrid(task, specs, preset or usual, **axes)
 
 
-def check_weights(cells: list[Cell], checkpoint: Path | None) -> None:
-    """Whether the file's weights fit every network.
+def check_weights(cells: list[Cell], settings: Settings) -> None:
+    """Whether the files' weights fit every network.
 
     Raises:
         UsageError: naming the first misfits.
@@ -199,11 +215,11 @@ def check_weights(cells: list[Cell], checkpoint: Path | None) -> None:
     from tasks.segmentation.checkpoints import CheckpointError
 
     try:
-        for cell in cells if checkpoint else []:
+        for cell in cells:
             assert isinstance(cell, TaskCell)
-            weights_for(cell, checkpoint)
+            weights_for(cell, settings)
     except CheckpointError as error:
-        raise UsageError(f"--checkpoint: {error}") from None
+        raise UsageError(str(error)) from None
 
 
 def listed(text: str, known: Any, option: str) -> list[str]:
@@ -243,12 +259,12 @@ def block_width(model: Any) -> int:
     return int(head.get("block_channels") or head["channels"])
 
 
-def digest_of(path: Path) -> str:
+def digest_of(path: Path, option: str) -> str:
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()[:16]
     except OSError as error:
-        raise UsageError(f"--checkpoint: cannot read {path}: {error.strerror}") from None
+        raise UsageError(f"{option}: cannot read {path}: {error.strerror}") from None
 
 
 def estimate(cells: list[Cell]) -> list[NetworkCost]:
@@ -310,6 +326,7 @@ def job_of(cell: TaskCell, stage: int, data_root: Path, state: Any = None) -> An
         device=cell.device,
         scoring=cell.scoring,
         state=state,
+        first_weights=cell.first_weights,
     )
 
 
@@ -324,6 +341,18 @@ def missing_data(cells: list[Cell], data_root: Path) -> str | None:
             return (
                 f"{cell.task}: missing {places}{more}; to get it: {data.advice}; --data-root names the folder "
                 f"that holds {data.folder}; without data: ctxbench task voc --preset demo"
+            )
+    return None
+
+
+def missing_backbone(cells: list[Cell]) -> str | None:
+    """A word where real images meet a backbone of random weights."""
+    for cell in cells:
+        assert isinstance(cell, TaskCell)
+        if cell.stages[-1].data.name != "legend" and cell.first_weights == "random":
+            return (
+                f"{cell.model} starts from random weights; published results start from ImageNet's: name them "
+                "with --backbone FILE"
             )
     return None
 
@@ -408,7 +437,7 @@ def train(cell: TaskCell, settings: Settings, monitor: Monitor) -> Outcome:
     assert settings.folder is not None
     folder, start = settings.folder, perf_counter()
     data_root = legend_folder(folder, cell.cue) if cell.cue else settings.data_root
-    state, seconds, cpu = weights_for(cell, settings.checkpoint), 0.0, 0.0
+    state, seconds, cpu = weights_for(cell, settings), 0.0, 0.0
     curve: list[dict[str, float]] = []
     for number in range(len(cell.stages)):
         job = job_of(cell, number, data_root, state)
@@ -445,14 +474,18 @@ def train(cell: TaskCell, settings: Settings, monitor: Monitor) -> Outcome:
     return Outcome("ok", columns)
 
 
-def weights_for(cell: TaskCell, checkpoint: Path | None) -> Any:
-    """The weights of the file that the user named, checked; None without one."""
-    if checkpoint is None:
+def weights_for(cell: TaskCell, settings: Settings) -> Any:
+    """The weights of the files that the user named, checked; None without any."""
+    if settings.checkpoint is None and settings.backbone is None:
         return None
     from tasks.segmentation import checkpoints, training
 
-    network = training.build(job_of(cell, 0, Path()))
-    return checkpoints.load(checkpoint, network.state_dict())
+    job = job_of(cell, 0, Path())
+    if settings.checkpoint is not None:
+        return checkpoints.load(settings.checkpoint, training.build(job).state_dict())
+    assert settings.backbone is not None
+    first = training.starting_weights(job)
+    return first | checkpoints.load_backbone(settings.backbone, first)
 
 
 def inspect(cells: list[Cell], settings: Settings) -> list[Path]:

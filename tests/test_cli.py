@@ -477,6 +477,8 @@ def test_the_demo_goes_from_cells_to_a_page(monkeypatch: pytest.MonkeyPatch) -> 
         (("voc", "--preset", "demo", "--blocks", "ham-nmff"), "did you mean 'ham-nmf'?"),
         (("vocs",), "is no task; there are voc"),
         (("voc", "--preset", "demo", "--checkpoint", "absent.pth"), "cannot read absent.pth"),
+        (("voc", "--preset", "demo", "--backbone", "absent.pth"), "--backbone: cannot read absent.pth"),
+        (("voc", "--backbone", "a", "--checkpoint", "b"), "one of them, please"),
         (("voc", "--preset", "demo", "--blocks", "none", "--shard", "3/9"), "divided"),
         (("ade20k", "--blocks", "danet[convs=2]", "--estimate"), "convs"),
     ],

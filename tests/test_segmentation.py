@@ -421,6 +421,29 @@ def test_official_names_are_understood_and_every_tensor_arrives(tmp_path: Path) 
     assert all(torch.equal(found[name], theirs[official(name)]) for name in ours)
 
 
+@pytest.mark.parametrize("prefix", ["", "backbone.", "module."])
+def test_a_backbone_comes_from_a_classifier_or_a_network(tmp_path: Path, prefix: str) -> None:
+    ours = wanted()
+    own = {
+        name: torch.randn_like(value)
+        for name, value in ours.items()
+        if name.startswith("backbone.") and value.is_floating_point()
+    }
+    theirs = {prefix + name.removeprefix("backbone."): value for name, value in own.items()}
+    spare = {"decode_head.weight" if prefix == "backbone." else f"{prefix}head.weight": torch.ones(3)}
+    found = checkpoints.load_backbone(saved(tmp_path / "file.pth", {"state_dict": theirs | spare}), ours)
+    assert all(torch.equal(found[name], value) for name, value in own.items())
+    theirs.popitem()
+    with pytest.raises(checkpoints.CheckpointError, match="missing backbone"):
+        checkpoints.load_backbone(saved(tmp_path / "less.pth", theirs), ours)
+
+
+def test_a_recipes_momentum_is_that_of_every_normalisation() -> None:
+    network = engine.build(job(Path(), "ham-nmf", recipe=replace(DEMO, norm_momentum=3e-4)))
+    momenta = {module.momentum for module in network.modules() if isinstance(module, torch.nn.BatchNorm2d)}
+    assert momenta == {3e-4}
+
+
 def test_misfits_are_counted_and_the_first_are_listed(tmp_path: Path) -> None:
     ours = wanted()
     narrow = {name: value[..., :1] if value.dim() > 1 else value for name, value in ours.items()}

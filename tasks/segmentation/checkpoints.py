@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 SHOWN = 5
+PREFIX = "backbone."
 CONTAINERS = ("state_dict", "model", "net", "weights")
 # What a key may begin with in the files of others, and what it is here; the first that fits counts.
 RENAMED: tuple[tuple[str, str], ...] = (
@@ -54,7 +55,23 @@ def load(path: Path, wanted: dict[str, Tensor]) -> dict[str, Tensor]:
     Raises:
         CheckpointError: for a file that is none, holds more than tensors, or does not fit.
     """
-    found = {renamed(name): value for name, value in tensors(path).items()}
+    return fitted(path, {renamed(name): value for name, value in tensors(path).items()}, wanted)
+
+
+def load_backbone(path: Path, wanted: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The backbone's weights in a file of a classifier, or of a whole network, by the names of `wanted`.
+
+    Raises:
+        CheckpointError: as `load`.
+    """
+    names = {renamed(name): value for name, value in tensors(path).items()}
+    whole = any(name.startswith(PREFIX) for name in names)
+    found = {name if whole else f"{PREFIX}{name}": value for name, value in names.items()}
+    own = {name: value for name, value in wanted.items() if name.startswith(PREFIX)}
+    return fitted(path, {name: value for name, value in found.items() if name.startswith(PREFIX)}, own)
+
+
+def fitted(path: Path, found: dict[str, Tensor], wanted: dict[str, Tensor]) -> dict[str, Tensor]:
     found = {name: value for name, value in found.items() if name in wanted or not UNUSED.match(name)}
     spare = {name: value for name, value in wanted.items() if UNUSED.match(name)}
     missing = [f"missing {name}" for name in wanted if name not in found and name not in spare]

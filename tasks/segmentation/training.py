@@ -51,6 +51,7 @@ class Job:
         device: "cpu" or "cuda".
         scoring: "single", or several scales and flips with logits summed or softmax averaged.
         state: the weights to start from; None: drawn from the seed.
+        first_weights: what those are, in words.
     """
 
     recipe: Recipe
@@ -64,6 +65,7 @@ class Job:
     device: str = "cpu"
     scoring: str = "single"
     state: dict[str, Tensor] | None = None
+    first_weights: str = "random"
 
     @property
     def steps(self) -> int:
@@ -83,7 +85,7 @@ class Job:
             "learning_rate": recipe.optimizer["lr"],
             "scoring": self.scoring,
             "checkpoint_scored": "last",
-            "pretrained": self.state is not None,
+            "first_weights": self.first_weights,
             "note": recipe.note,
         }
 
@@ -203,7 +205,11 @@ def build(job: Job) -> nn.Module:
     from tasks.segmentation import heads
 
     with quiet():
-        return heads.build(network_config(job))
+        network = heads.build(network_config(job))
+    for module in network.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and job.recipe.norm_momentum is not None:
+            module.momentum = job.recipe.norm_momentum
+    return network
 
 
 def network_config(job: Job) -> Settings:
@@ -265,7 +271,7 @@ def runner_arguments(job: Job, folder: Path) -> Settings:
     return {
         "default_scope": "mmseg",
         "work_dir": str(folder),
-        "model": network_config(job),
+        "model": build(job),
         "train_dataloader": {
             "batch_size": recipe.batch // world,
             "num_workers": recipe.workers,
