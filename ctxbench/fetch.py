@@ -97,6 +97,8 @@ def download(archive: Archive, path: Path, tell: Callable[[str], None]) -> None:
                 file.write(part)
                 done += len(part)
                 tell(f"{archive.name}: {done / 2**20:,.0f} of {total / 2**20:,.0f} MiB")
+            if done < total:
+                raise ConnectionError(f"the connection ended after {done:,} of {total:,} bytes")
     except urllib.error.HTTPError as error:
         if error.code != 416:  # all of it is there
             raise

@@ -64,7 +64,7 @@ def views(trained: Any, count: int = SHOWN) -> list[View]:
     """The maps of a few images, spread over the data."""
     with watched(trained.network.decode_head.context) as seen:
         images = [image for image, _, _ in trained.samples(count)]
-    return [View(image, before[0], after[0]) for image, (before, after) in zip(images, seen, strict=False)]
+    return [View(image, before[0], after[0]) for image, (before, after) in zip(images, seen, strict=True)]
 
 
 def table(found: list[View]) -> str:

@@ -37,6 +37,7 @@ ELEMENTWISE = {
     "native_layer_norm",
     "native_group_norm",
 }
+PUBLISHED_CLASSES = 150  # the published rows are of ADE20K
 BILINEAR = 4  # multiplications per element of a bilinear resize, by the same counter
 
 
@@ -70,6 +71,7 @@ class NetworkCost:
 
     Attributes:
         title: the network's name in papers; `model`, `block`: here.
+        own: whether the block is the network's own; classes: of the classifier.
         size: (height, width) of the input of one image.
         params, block_params: of all in inference and training, and of the block.
         parts: MACs of each part in inference.
@@ -85,6 +87,7 @@ class NetworkCost:
     title: str
     block: str
     own: bool
+    classes: int
     size: tuple[int, int]
     params: int
     block_params: int
@@ -99,7 +102,7 @@ class NetworkCost:
     @property
     def printed(self) -> dict[str, str]:
         """The published parameters and MACs of this network with its own block, as printed."""
-        rows = published.load("paper") if self.own else []
+        rows = published.load("paper") if self.own and self.classes == PUBLISHED_CLASSES else []
         return {row["metric"]: row["value"] for row in rows if row["method"] == self.title and row["value"]}
 
     def to_json(self) -> dict[str, Any]:
@@ -240,7 +243,7 @@ def verdict(cost: NetworkCost) -> str:
 def explanation(cost: NetworkCost) -> str:
     """What the printed MACs of a dilated ResNet seem to have been counted by."""
     printed = cost.printed.get("macs")
-    if printed is None or agrees(printed, cost.macs_traced / GIGA):
+    if printed is None or agrees(printed, cost.macs_traced / GIGA) or "ResNet" not in cost.title:
         return ""
     alone = cost.macs_convolutions / GIGA
     return (

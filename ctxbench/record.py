@@ -121,6 +121,8 @@ class Record(BaseModel):
     is_std: Score | None = None
     precision: Score | None = None
     recall: Score | None = None
+    scoring: Text | None = None
+    first_weights: Text | None = None
     iou_json: LongText | None = None
     train_iterations: Count | None = None
     train_s: Amount | None = None

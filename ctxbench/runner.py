@@ -76,8 +76,15 @@ class Run:
                 record = make_record(it, columns, self.store.name)
                 self.store.write(record)
                 known[it.cell.id] = record
+                if it.cell.kind == "task" and record.status == "ok":
+                    self.forget_checkpoints([it.cell])
                 reporter.finished(record)
         return [known[cell.id] for cell in self.cells]
+
+    def forget_checkpoints(self, cells: list[Cell]) -> None:
+        from ctxbench import training
+
+        training.clear(cells, self.store.folder)
 
     def note_command(self, **about: Any) -> None:
         """Write down what was asked for, when, and what else is known of it."""
@@ -100,6 +107,7 @@ class Run:
         wanted = {cell.id for cell in self.cells}
         if self.fresh:
             self.store.set_aside(wanted)
+            self.forget_checkpoints([cell for cell in self.cells if cell.kind == "task"])
         records, unreadable = self.store.read()
         for file in unreadable:
             reporter.notice(f"cannot read {file.path.name}: {file.reason}; it is left out")

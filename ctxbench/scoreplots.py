@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from ctxbench.labels import label_ends
 from ctxbench.plots import SIZE, STYLE, Picture, styles
 from ctxbench.record import Row
-from ctxbench.scores import CHANCE, Entry, entries_of, groups_of, metric_of, title_of
+from ctxbench.scores import CHANCE, SHARED, Entry, entries_of, groups_of, metric_of, title_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -56,7 +56,7 @@ def over_cues(rows: list[Row]) -> list[list[Row]]:
     found: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
         if row["context_iou"] is not None:
-            key = tuple(row[name] for name in ("task", "preset", "model", "dtype", "train_iterations"))
+            key = tuple(row[name] for name in (it for it in SHARED if it != "dataset"))
             found.setdefault(key, []).append(row)
     return [members for members in found.values() if len({row["dataset"] for row in members}) > 1]
 

@@ -11,7 +11,10 @@ from typing import Any
 from ctxbench.record import FAILED, Row
 from ctxbench.tables import MISSING, Column, Table, machine, number
 
-SHARED = ("task", "preset", "model", "dataset", "dtype", "device_type", "protocol_json", "train_iterations")
+SHARED = (
+    *("task", "preset", "model", "dataset", "train_iterations", "scoring", "first_weights"),
+    *("dtype", "device_name", "torch", "program_hash"),
+)
 METRICS = {"context_iou": "context IoU (%)", "miou": "mIoU (%)"}
 CHANCE = 1 / 3  # context IoU of a network that cannot see the cue, with perfect borders
 NEAR_CHANCE = 0.35
@@ -49,16 +52,11 @@ def score_tables(rows: list[Row]) -> list[Table[Entry]]:
 
 
 def groups_of(rows: list[Row]) -> list[list[Row]]:
-    """The rows of each table."""
+    """The rows of each table: of one protocol, network, machine and version of the code."""
     groups: dict[tuple[Any, ...], list[Row]] = {}
     for row in sorted(rows, key=lambda row: (*(str(row[name]) for name in SHARED), row["spec"], row["seed"])):
-        groups.setdefault(key_of(row), []).append(row)
+        groups.setdefault(tuple(row[name] for name in SHARED), []).append(row)
     return list(groups.values())
-
-
-def key_of(row: Row) -> tuple[Any, ...]:
-    """What the rows of a table share; a failed one has no protocol, and joins by the rest."""
-    return tuple(row[name] for name in SHARED if name != "protocol_json")
 
 
 def score_table(rows: list[Row]) -> Table[Entry]:
@@ -82,10 +80,11 @@ def metric_of(rows: list[Row]) -> str:
 
 
 def entries_of(rows: list[Row]) -> list[Entry]:
-    """The blocks, best first, those that failed in every seed last."""
+    """The blocks, best first, those that failed in every seed last; of a seed the latest record."""
     metric = metric_of(rows)
-    specs = dict.fromkeys(row["spec"] for row in rows)
-    entries = [Entry([row for row in rows if row["spec"] == spec]) for spec in specs]
+    latest = {(row["spec"], row["seed"]): row for row in sorted(rows, key=lambda row: row["created_utc"])}
+    specs = sorted({row["spec"] for row in rows})
+    entries = [Entry([row for (name, _), row in sorted(latest.items()) if name == spec]) for spec in specs]
     return sorted(entries, key=lambda it: (not it.done, -(it.middle(metric) or 0.0), it.spec))
 
 
@@ -116,9 +115,10 @@ def flags(entry: Entry) -> str:
 
 def title_of(row: Row) -> str:
     precision = "" if row["dtype"] == "float32" else f", {row['dtype']}"
+    scored = "" if row["scoring"] in (None, "single") else f", scored {row['scoring']}"
     return (
         f"{row['task']} ({row['preset']}): {row['model']} on {row['dataset']}, "
-        f"{row['train_iterations']:,} iterations{precision}"
+        f"{row['train_iterations']:,} iterations{precision}{scored}"
     )
 
 
@@ -134,7 +134,7 @@ def notes(rows: list[Row], entries: list[Entry], metric: str) -> list[str]:
         crop = "x".join(map(str, stage["crop"]))
         found.append(
             f"Protocol: {stage['train']}, {stage['iterations']:,} iterations of {stage['batch']} crops {crop}, "
-            f"{stage['optimizer']} {stage['learning_rate']:g}, scored {stage['scoring']}, last checkpoint. {stage['note']}"
+            f"{stage['optimizer']} {stage['learning_rate']:g}, scored {stage['scoring']}, last checkpoint. first weights: {stage.get('first_weights', 'random')}. {stage['note']}"
         )
     return [*found, *ties(entries, metric)]
 
@@ -150,4 +150,4 @@ def ties(entries: list[Entry], metric: str) -> list[str]:
     same = [it.spec for it in scored[1:] if it.range(metric)[1] >= best.range(metric)[0]]
     if not same:
         return [f"{best.spec} is above all others in every seed."]
-    return [f"Seeds overlap with those of {best.spec}, no difference: {', '.join(same)}."]
+    return [f"Not told apart from {best.spec} by these seeds: {', '.join(same)}."]

@@ -33,10 +33,11 @@ SPEC = re.compile(r"(?P<name>[^\[\]]+?)\s*(\[(?P<options>[^\[\]]*)\])?")
 
 @dataclass(frozen=True)
 class BlockSpec:
-    """One block with all its options fixed."""
+    """One block with all its options fixed; `typed` names those that the user asked for."""
 
     name: str
     options: tuple[tuple[str, Any], ...]
+    typed: tuple[str, ...] = field(default=(), compare=False)
 
     @property
     def label(self) -> str:
@@ -253,7 +254,7 @@ def matching_names(pattern: str) -> list[str]:
 
 def resolve(name: str, options: Mapping[str, Any]) -> BlockSpec:
     try:
-        return BlockSpec(name, tuple(sorted(blocks.info(name).resolve(options).items())))
+        return BlockSpec(name, tuple(sorted(blocks.info(name).resolve(options).items())), tuple(options))
     except (TypeError, ValueError) as error:
         raise UsageError(str(error)) from None
 

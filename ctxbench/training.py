@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import secrets
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -12,9 +13,9 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any, Literal
 
 import blocks
-from ctxbench import pinning
+from ctxbench import environment, pinning
 from ctxbench.cost import Cost
-from ctxbench.errors import RAISED, UsageError
+from ctxbench.errors import RAISED, RunError, UsageError, first_line
 from ctxbench.monitor import Monitor
 from ctxbench.outcome import Outcome, failure
 from ctxbench.spec import BlockSpec, Cell, parse_blocks
@@ -75,6 +76,8 @@ class TaskCell(Cell):
             "model": self.model,
             "dataset": self.dataset,
             "train_iterations": self.steps,
+            "scoring": self.scoring,
+            "first_weights": self.first_weights,
         }
 
     @property
@@ -249,8 +252,8 @@ def fitted(spec: BlockSpec, model: Any) -> BlockSpec:
     info = blocks.info(spec.name)
     usual = {name: value for name, value in model.usual.items() if name in info.options}
     own = model.options if spec.name == model.block else {}
-    given = {name: value for name, value in spec.options if value != info.defaults[name]}
-    return BlockSpec(spec.name, tuple(sorted(info.resolve(usual | own | given).items())))
+    typed = {name: value for name, value in spec.options if name in spec.typed}
+    return BlockSpec(spec.name, tuple(sorted(info.resolve(usual | own | typed).items())), spec.typed)
 
 
 def block_width(model: Any) -> int:
@@ -296,6 +299,7 @@ def estimate(cells: list[Cell]) -> list[NetworkCost]:
             title=model.title,
             block=cell.label,
             own=cell.block == model.block and cell.given == model.options,
+            classes=stage.classes,
             size=size,
             params=sum(parameter.numel() for parameter in network.parameters()),
             block_params=sum(parameter.numel() for parameter in context.parameters()),
@@ -310,7 +314,7 @@ def estimate(cells: list[Cell]) -> list[NetworkCost]:
     return list(found.values())
 
 
-def job_of(cell: TaskCell, stage: int, data_root: Path, state: Any = None) -> Any:
+def job_of(cell: TaskCell, stage: int, data_root: Path, state: Any = None, scoring: str = "") -> Any:
     """What `tasks.segmentation.training` is to carry out for this stage of a cell."""
     from tasks.segmentation.training import Job
 
@@ -324,9 +328,9 @@ def job_of(cell: TaskCell, stage: int, data_root: Path, state: Any = None) -> An
         iterations=cell.iterations,
         dtype=cell.dtype,
         device=cell.device,
-        scoring=cell.scoring,
+        scoring=scoring or cell.scoring,
         state=state,
-        first_weights=cell.first_weights,
+        first_weights=cell.first_weights if stage == 0 else "previous stage",
     )
 
 
@@ -362,13 +366,14 @@ def generate_data(cells: list[Cell], folder: Path) -> None:
     from tasks import legend
 
     for cue in {cell.cue for cell in cells if isinstance(cell, TaskCell)} - {""}:
-        target = legend_folder(folder, cue)
-        if not (target / "recipe.json").exists():
-            partial = target.with_name(f"{target.name}.partial")
-            shutil.rmtree(partial, ignore_errors=True)
-            legend.generate(partial, legend.Recipe(cue))
-            shutil.rmtree(target, ignore_errors=True)
-            partial.rename(target)
+        target, recipe = legend_folder(folder, cue), legend.Recipe(cue)
+        if not legend.is_complete(target, recipe):
+            partial = target.with_name(f"{target.name}-{secrets.token_hex(4)}")
+            legend.generate(partial, recipe)
+            try:
+                partial.rename(target)
+            except OSError:  # another run was first
+                shutil.rmtree(partial, ignore_errors=True)
 
 
 def legend_folder(folder: Path, cue: str) -> Path:
@@ -391,6 +396,8 @@ def settle_tasks(
             with pinning.restored():  # training asks torch for deterministic algorithms
                 outcome = train(cell, settings, monitor)
         except RAISED as error:
+            if settings.together:  # the others wait for this process, and cannot go on without it
+                raise RunError(f"{cell.label}: {first_line(error)}") from error
             outcome = failure(error, perf_counter() - start)
         yield cell, None, outcome
 
@@ -407,6 +414,18 @@ def processes() -> int:
     from tasks.segmentation import training
 
     return training.processes()
+
+
+def work_folder(folder: Path, cell: TaskCell) -> Path:
+    """Where a cell's checkpoints lie; those of older code are not gone on with."""
+    return folder / "work" / f"{cell.id}-{environment.code_hash(cell.block, 'task')}"
+
+
+def clear(cells: list[Cell], folder: Path) -> None:
+    """Remove the cells' checkpoints: they are done, or to be started over."""
+    for cell in cells:
+        for path in (folder / "work").glob(f"{cell.id}-*"):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def take_part(cells: list[Cell], settings: Settings) -> None:
@@ -441,7 +460,7 @@ def train(cell: TaskCell, settings: Settings, monitor: Monitor) -> Outcome:
     curve: list[dict[str, float]] = []
     for number in range(len(cell.stages)):
         job = job_of(cell, number, data_root, state)
-        work = folder / "work" / cell.id / str(number)
+        work = work_folder(folder, cell) / str(number)
         trained = training.train(job, work, lambda text: monitor.working(f"{cell.label}: {text}"))
         state = {name: value.cpu() for name, value in trained.network.state_dict().items()}
         result = trained.result
@@ -455,7 +474,6 @@ def train(cell: TaskCell, settings: Settings, monitor: Monitor) -> Outcome:
     weights = io.BytesIO()
     torch.save(state, weights)
     write_atomically(folder / "weights" / f"{cell.id}.pt", weights.getvalue())
-    shutil.rmtree(folder / "work" / cell.id, ignore_errors=True)
     columns: dict[str, Any] = {
         "wall_s": perf_counter() - start,
         "metric": "context_iou" if result.context_iou is not None else "miou",
@@ -505,7 +523,7 @@ def inspect(cells: list[Cell], settings: Settings) -> list[Path]:
             continue
         state = torch.load(weights, map_location="cpu", weights_only=True)
         data_root = legend_folder(folder, cell.cue) if cell.cue else settings.data_root
-        trained = training.loaded(job_of(cell, len(cell.stages) - 1, data_root, state))
+        trained = training.loaded(job_of(cell, len(cell.stages) - 1, data_root, state, scoring="single"))
         title = f"{cell.label} in {cell.model} on {cell.dataset}, seed {cell.seed}"
         found.append(
             inspection.inspect(

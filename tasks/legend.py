@@ -24,6 +24,7 @@ DISCS = 5
 RADII = (4, 8)
 SQUARE = (8, 12)
 NOISE = 12.0
+DONE = "recipe.json"
 CLASSES = ("background", "disc a", "disc b", "plain", "legend")
 CONTEXT = (1, 2)  # the classes that need the cue
 PALETTE = ((70, 70, 70), (213, 94, 0), (0, 114, 178), (240, 228, 66), (204, 121, 167))
@@ -104,9 +105,7 @@ def generate(folder: Path, recipe: Recipe) -> Path:
 
     The recipe is written last: a folder without it is incomplete and made anew.
     """
-    done = folder / "recipe.json"
-    text = json.dumps(asdict(recipe), sort_keys=True) + "\n"
-    if done.is_file() and done.read_text(encoding="utf-8") == text:
+    if is_complete(folder, recipe):
         return folder
     images, masks = folder / "JPEGImages", folder / "SegmentationClass"
     lists = folder / "ImageSets" / "Segmentation"
@@ -123,5 +122,15 @@ def generate(folder: Path, recipe: Recipe) -> Path:
             mask.putpalette(palette)
             mask.save(masks / f"{name}.png")
         (lists / f"{split}.txt").write_text("\n".join(names) + "\n", encoding="utf-8")
-    done.write_text(text, encoding="utf-8")
+    (folder / DONE).write_text(written(recipe), encoding="utf-8")
     return folder
+
+
+def is_complete(folder: Path, recipe: Recipe) -> bool:
+    """Whether the folder holds the whole of this data set."""
+    done = folder / DONE
+    return done.is_file() and done.read_text(encoding="utf-8") == written(recipe)
+
+
+def written(recipe: Recipe) -> str:
+    return json.dumps(asdict(recipe), sort_keys=True) + "\n"

@@ -25,6 +25,7 @@ class Handler(http.server.SimpleHTTPRequestHandler):
 
     begun: list[int] = []  # noqa: RUF012
     ranges = True
+    most: int | None = None
 
     def do_GET(self) -> None:
         path = Path(self.translate_path(self.path))
@@ -40,7 +41,7 @@ class Handler(http.server.SimpleHTTPRequestHandler):
         self.send_response(206 if start else 200)
         self.send_header("Content-Length", str(len(content) - start))
         self.end_headers()
-        self.wfile.write(content[start:])
+        self.wfile.write(content[start : self.most])
 
     def log_message(self, format: str, *args: object) -> None:
         pass
@@ -111,6 +112,20 @@ def test_an_interrupted_download_goes_on(
     assert Handler.begun == [4000 if ranges else 0]
     assert (tmp_path / "root" / "a.txt").read_bytes() == b"content" * 1000
     assert not (tmp_path / "root" / "data.tar.part").exists()
+
+
+def test_a_connection_that_ends_early_keeps_what_came(
+    tmp_path: Path, server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = tape({"a.txt": b"content" * 1000})
+    archive = serve(tmp_path, server, content)
+    monkeypatch.setattr(Handler, "most", 5000)
+    with pytest.raises(RunError, match="the same command goes on"):
+        fetch(archive, tmp_path / "root")
+    assert (tmp_path / "root" / "data.tar.part").stat().st_size == 5000
+    monkeypatch.setattr(Handler, "most", None)
+    fetch(archive, tmp_path / "root")
+    assert Handler.begun == [0, 5000]
 
 
 def test_a_download_that_was_complete_but_not_yet_named_is_kept(tmp_path: Path, server: str) -> None:

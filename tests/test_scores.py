@@ -22,6 +22,7 @@ STAGE = {
     "optimizer": "AdamW",
     "learning_rate": 0.002,
     "scoring": "single",
+    "first_weights": "random",
     "note": "a note",
 }
 TASK: dict[str, Any] = {
@@ -68,7 +69,7 @@ def test_blocks_come_by_falling_mean_and_failures_last() -> None:
     [
         (
             {"a": (0.7, 0.72), "b": (0.5, 0.71), "c": (0.1, 0.2)},
-            "Seeds overlap with those of a, no difference: b.",
+            "Not told apart from a by these seeds: b.",
         ),
         ({"a": (0.7, 0.72), "b": (0.5, 0.6)}, "a is above all others in every seed."),
         ({"a": (0.7,), "b": (0.5,)}, "One seed tells no scatter"),
@@ -121,3 +122,9 @@ def test_every_seed_is_drawn_and_the_cues_beside_one_another() -> None:
     assert all(picture.png().startswith(b"\x89PNG") for picture in drawn.values())
     (axes,) = drawn["cues-0"].figure.axes
     assert [list(line.get_xdata()) for line in axes.lines[:2]] == [[1.6, 14.0]] * 2
+
+
+def test_of_a_seed_that_was_trained_twice_the_latest_counts() -> None:
+    later = trained("a", 0, 0.8, created_utc="2026-01-01T00:00:00+00:00")
+    (table,) = score_tables([later, trained("a", 0, 0.4)])
+    assert table.text[0][:3] == ["a", "1", "80.0"]

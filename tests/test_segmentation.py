@@ -169,7 +169,7 @@ def test_a_training_that_is_killed_and_resumed_ends_bit_for_bit_as_a_straight_on
 
 def test_checkpoints_hold_tensors_and_plain_values_alone(data: Path, tmp_path: Path) -> None:
     engine.train(job(data), tmp_path)
-    (path,) = tmp_path.glob("iter_*.pth")
+    path = max(tmp_path.glob("iter_*.pth"))
     assert set(torch.load(path, weights_only=True)) >= {"state_dict", "optimizer", "random", "curve"}
 
 
@@ -399,26 +399,80 @@ def wanted(model: str = "light-ham-van-tiny", task: str = "ade20k") -> dict[str,
     return engine.build(training.job_of(cell, 0, Path())).state_dict()
 
 
-def official(name: str) -> str:
-    """A key of the official Light-Ham checkpoints."""
-    for ours, theirs in (
-        ("decode_head.context.lower_bread.", "decode_head.hamburger.ham_in.conv."),
-        ("decode_head.context.upper_bread.0.", "decode_head.hamburger.ham_out.conv."),
-        ("decode_head.context.upper_bread.1.", "decode_head.hamburger.ham_out.gn."),
-    ):
-        name = name.replace(ours, theirs)
-    return name
+# Keys of the official files, read off their code, and ours.
+LIGHT_HAM = (
+    ("decode_head.context.lower_bread.", "decode_head.hamburger.ham_in.conv."),
+    ("decode_head.context.upper_bread.0.", "decode_head.hamburger.ham_out.conv."),
+    ("decode_head.context.upper_bread.1.", "decode_head.hamburger.ham_out.gn."),
+)
+HAM_HEAD = (
+    ("decode_head.context.lower_bread.", "decode_head.ham_in.conv."),
+    ("decode_head.context.upper_bread.0.", "decode_head.ham_out.conv."),
+    ("decode_head.context.upper_bread.1.", "decode_head.ham_out.gn."),
+    ("decode_head.fuse.", "decode_head.conv_cat."),
+)
+HAMNET = (
+    ("backbone.stem.7.", "module.backbone.1."),
+    ("backbone.stem.", "module.backbone.0."),
+    *((f"backbone.layer{number}.", f"module.backbone.{number + 3}.") for number in (1, 2, 3, 4)),
+    ("decode_head.squeeze.", "module.squeeze."),
+    ("decode_head.align.", "module.align."),
+    ("decode_head.context.lower_bread.", "module.hamburger.lower_bread.0."),
+    ("decode_head.context.cheese.0.", "module.hamburger.cheese.conv."),
+    ("decode_head.context.cheese.1.", "module.hamburger.cheese.bn."),
+    ("decode_head.context.upper_bread.", "module.hamburger.upper_bread."),
+    ("decode_head.conv_seg.", "module.fc.1."),
+)
 
 
-def test_official_names_are_understood_and_every_tensor_arrives(tmp_path: Path) -> None:
-    ours = wanted()
-    theirs = {
-        official(name): torch.randn_like(value) if value.is_floating_point() else value
-        for name, value in ours.items()
-    }
+def theirs_of(name: str, keys: tuple[tuple[str, str], ...]) -> str:
+    ours, theirs = next(((ours, theirs) for ours, theirs in keys if name.startswith(ours)), ("", ""))
+    return theirs + name.removeprefix(ours)
+
+
+@pytest.mark.parametrize(
+    ("model", "task", "keys"),
+    [
+        ("light-ham-van-tiny", "ade20k", LIGHT_HAM),
+        ("hamnet-van-tiny-os8", "ade20k", HAM_HEAD),
+        ("hamnet-voc-r50", "voc", HAMNET),
+    ],
+)
+def test_official_names_are_understood_and_every_tensor_arrives(
+    tmp_path: Path, model: str, task: str, keys: tuple[tuple[str, str], ...]
+) -> None:
+    ours = wanted(model, task)
+    known = [name for name in ours if not name.endswith((".bases", "num_batches_tracked"))]
+    theirs = {theirs_of(name, keys): torch.randn_like(ours[name]) for name in known}
     found = checkpoints.load(saved(tmp_path / "file.pth", {"state_dict": theirs, "meta": {"epoch": 1}}), ours)
     assert set(found) == set(ours)
-    assert all(torch.equal(found[name], theirs[official(name)]) for name in ours)
+    assert all(torch.equal(found[name], theirs[theirs_of(name, keys)]) for name in known)
+
+
+def test_the_weights_of_mmsegmentations_own_network_arrive(tmp_path: Path) -> None:
+    """SegNeXt as mmsegmentation builds it, with its own head."""
+    from mmengine.config import ConfigDict
+
+    config = MODELS["segnext-t"].config("light-ham", {}, 150)
+    own = {
+        name: config["decode_head"][name]
+        for name in ("in_channels", "channels", "dropout_ratio", "num_classes")
+    }
+    ham = {"MD_S": 1, "MD_R": 16, "train_steps": 6, "eval_steps": 7, "inv_t": 1, "rand_init": True}
+    config["decode_head"] = own | {
+        "type": "LightHamHead",
+        "in_index": [1, 2, 3],
+        "ham_channels": 256,
+        "norm_cfg": {"type": "GN", "num_groups": 32},
+        "ham_kwargs": ham,
+    }
+    network = heads.build(ConfigDict(config))
+    file = saved(tmp_path / "segnext.pth", {"state_dict": network.state_dict()})
+    found = checkpoints.load(file, wanted("segnext-t"))
+    assert torch.equal(found["decode_head.align.conv.weight"], network.decode_head.align.conv.weight)
+    assert torch.equal(
+        found["decode_head.context.lower_bread.weight"], network.decode_head.hamburger.ham_in.conv.weight
+    )
 
 
 @pytest.mark.parametrize("prefix", ["", "backbone.", "module."])
@@ -507,6 +561,7 @@ def test_a_network_has_its_own_block_with_its_own_options_unless_others_are_aske
 
     assert label("") == label("light-ham") == "light-ham[rank=16]"
     assert label("light-ham[rank=8]") == "light-ham[rank=8]"
+    assert label("light-ham[rank=64]") == "light-ham", "asked for, though it is the block's default"
     assert label("a2") == "a2"
 
 

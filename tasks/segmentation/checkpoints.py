@@ -17,32 +17,37 @@ from torch import Tensor
 SHOWN = 5
 PREFIX = "backbone."
 CONTAINERS = ("state_dict", "model", "net", "weights")
-# What a key may begin with in the files of others, and what it is here; the first that fits counts.
+# Keys in the files of others, and here; all that fit are applied, in this order.
 RENAMED: tuple[tuple[str, str], ...] = (
     (r"^module\.", ""),
-    # mmsegmentation's and the official Light-Ham head -> ours
+    # mmsegmentation's LightHamHead, and the one of the official Light-Ham
     (r"^decode_head\.hamburger\.ham_in\.conv\.", "decode_head.context.lower_bread."),
     (r"^decode_head\.hamburger\.ham_out\.conv\.", "decode_head.context.upper_bread.0."),
     (r"^decode_head\.hamburger\.ham_out\.(gn|bn)\.", "decode_head.context.upper_bread.1."),
-    (r"^decode_head\.hamburger\.lower_bread\.0\.", "decode_head.context.lower_bread."),
-    (r"^decode_head\.hamburger\.upper_bread\.", "decode_head.context.upper_bread."),
-    (r"^decode_head\.concat\.", "decode_head.fuse."),
-    # the official HamNet of PASCAL VOC
-    (r"^extractor\.", "backbone."),
-    (r"^squeeze\.conv\.", "decode_head.squeeze.conv."),
-    (r"^squeeze\.bn\.", "decode_head.squeeze.bn."),
-    (r"^hamburger\.lower_bread\.0\.", "decode_head.context.lower_bread."),
+    # the official HamHead, of the VAN networks at 1/8
+    (r"^decode_head\.ham_in\.conv\.", "decode_head.context.lower_bread."),
+    (r"^decode_head\.ham_out\.conv\.", "decode_head.context.upper_bread.0."),
+    (r"^decode_head\.ham_out\.(gn|bn)\.", "decode_head.context.upper_bread.1."),
+    (r"^decode_head\.conv_cat\.", "decode_head.fuse."),
+    # the official HamNet of PASCAL VOC, whose backbone is a sequence: stem, norm, relu, pool, four layers
+    (r"^backbone\.0\.([0-9])\.", r"backbone.stem.\1."),
+    (r"^backbone\.1\.", "backbone.stem.7."),
+    (r"^backbone\.4\.", "backbone.layer1."),
+    (r"^backbone\.5\.", "backbone.layer2."),
+    (r"^backbone\.6\.", "backbone.layer3."),
+    (r"^backbone\.7\.", "backbone.layer4."),
+    (r"^(squeeze|align)\.(conv|bn)\.", r"decode_head.\1.\2."),
+    (r"^hamburger\.lower_bread\.(0\.)?", "decode_head.context.lower_bread."),
     (r"^hamburger\.cheese\.conv\.", "decode_head.context.cheese.0."),
     (r"^hamburger\.cheese\.bn\.", "decode_head.context.cheese.1."),
     (r"^hamburger\.upper_bread\.", "decode_head.context.upper_bread."),
     (r"^hamburger\.coef_ham$", "decode_head.context.ham_gate"),
     (r"^hamburger\.coef_shortcut$", "decode_head.context.shortcut_gate"),
-    (r"^align\.conv\.", "decode_head.align.conv."),
-    (r"^align\.bn\.", "decode_head.align.bn."),
     (r"^fc\.1\.", "decode_head.conv_seg."),
-    (r"^fc\.", "decode_head.conv_seg."),
 )
-UNUSED = re.compile(r"^(backbone\.(fc|head)\.|.*\.num_batches_tracked$|data_preprocessor\.)")
+# Bases that are drawn anew for every image are in no file of others.
+DRAWN = re.compile(r"^decode_head\.context\.hams\.[0-9]+\.bases$")
+UNUSED = re.compile(r"^(backbone\.(fc|head)\.|.*\.num_batches_tracked$|data_preprocessor\.|crit\.)")
 
 
 class CheckpointError(ValueError):
@@ -73,7 +78,7 @@ def load_backbone(path: Path, wanted: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def fitted(path: Path, found: dict[str, Tensor], wanted: dict[str, Tensor]) -> dict[str, Tensor]:
     found = {name: value for name, value in found.items() if name in wanted or not UNUSED.match(name)}
-    spare = {name: value for name, value in wanted.items() if UNUSED.match(name)}
+    spare = {name: value for name, value in wanted.items() if UNUSED.match(name) or DRAWN.match(name)}
     missing = [f"missing {name}" for name in wanted if name not in found and name not in spare]
     unknown = [f"unknown {name}" for name in found if name not in wanted]
     shapes = [

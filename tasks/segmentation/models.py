@@ -87,6 +87,8 @@ def resnet(depth: int, paper: bool = False, **head: Any) -> tuple[Config, Config
         "norm_cfg": BN,
         "dropout_ratio": 0.1,
     }
+    if paper:
+        decode["init_cfg"] = None  # the classifier is drawn as torch does
     return backbone, decode | head, None if paper else fcn(1024, BN)
 
 
@@ -195,7 +197,7 @@ def models() -> list[Model]:
             "HamNet (VOC) ResNet-50",
             "ham-nmf",
             partial(resnet, 50, paper=True),
-            {"version": "v2"},
+            usual={"version": "v2"},
             size=(513, 513),
             align_corners=True,
         ),
@@ -204,7 +206,7 @@ def models() -> list[Model]:
             "HamNet (VOC) ResNet-101",
             "ham-nmf",
             partial(resnet, 101, paper=True),
-            {"version": "v2"},
+            usual={"version": "v2"},
             size=(513, 513),
             align_corners=True,
         ),

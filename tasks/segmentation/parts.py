@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import random
+import time
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
@@ -191,6 +193,16 @@ class Curve(Hook):
     def __init__(self, every: int, tell: Callable[[str], None]) -> None:
         self.every, self.tell = every, tell
         self.points: list[dict[str, float]] = []
+        self.metrics: dict[str, Any] | None = None  # of the last evaluation in this process
+        self.before = (0.0, 0.0)
+        self.started = clocks()
+
+    def spent(self) -> tuple[float, float]:
+        """Seconds by the clock and of CPU, in this process and those that it resumes."""
+        now = clocks()
+        return tuple(  # type: ignore[return-value]
+            before + end - start for before, end, start in zip(self.before, now, self.started, strict=True)
+        )
 
     def after_train_iter(
         self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None
@@ -205,14 +217,20 @@ class Curve(Hook):
             self.tell(f"iteration {done} of {runner.max_iters}, loss {loss:.3f}")
 
     def after_val_epoch(self, runner: Any, metrics: dict[str, Any] | None = None) -> None:
+        self.metrics = metrics
         if metrics:
             self.points.append({"iteration": runner.iter, "miou": metrics["miou"]})
 
     def before_save_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
-        checkpoint["curve"] = self.points
+        checkpoint["curve"], checkpoint["spent"] = self.points, self.spent()
 
     def after_load_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
-        self.points = checkpoint.get("curve", [])
+        self.points, self.before = checkpoint.get("curve", []), checkpoint.get("spent", self.before)
+
+
+def clocks() -> tuple[float, float]:
+    """The time, and the CPU time of this process and its children that have ended, in seconds."""
+    return time.perf_counter(), sum(os.times()[:4])
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

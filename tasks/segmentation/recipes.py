@@ -95,7 +95,7 @@ DEMO = Recipe(
 )
 
 
-def hamnet(data: DataSet, train: tuple[str, ...], iterations: int, rate: float) -> Recipe:
+def hamnet(data: DataSet, train: tuple[str, ...], iterations: int, rate: float, *notes: str) -> Recipe:
     """The official HamNet protocol: one of seven scales, no colour changes, loss over all pixels."""
     crop = (513, 513)
     augmentation: tuple[Config, ...] = (
@@ -116,8 +116,14 @@ def hamnet(data: DataSet, train: tuple[str, ...], iterations: int, rate: float) 
         paramwise={"norm_decay_mult": 0.0, "bias_lr_mult": 2.0, "bias_decay_mult": 0.0},
         norm_momentum=3e-4,
         divisor=1,
-        note="official HamNet on mmsegmentation; the schedule falls at every iteration, not every ten; "
-        "evaluation does not pad to 8n + 1",
+        note=" ".join(
+            (
+                "HamNet's official VOC settings on mmsegmentation; the learning rate falls at every iteration,",
+                "not every ten; biases of normalisation have the usual rate, not twice it; evaluation does",
+                "not pad to 8n + 1.",
+                *notes,
+            )
+        ),
     )
 
 
@@ -128,6 +134,8 @@ def mmseg(  # noqa: PLR0917
     crop: tuple[int, int],
     scale: tuple[int, int],
     batch: int = 16,
+    rate: float = 0.01,
+    decay: float = 5e-4,
 ) -> Recipe:
     """The model zoo's schedule."""
     augmentation: tuple[Config, ...] = (
@@ -143,11 +151,12 @@ def mmseg(  # noqa: PLR0917
         iterations,
         batch=batch,
         crop=crop,
-        optimizer={"type": "SGD", "lr": 0.01, "momentum": 0.9, "weight_decay": 5e-4},
+        optimizer={"type": "SGD", "lr": rate, "momentum": 0.9, "weight_decay": decay},
         schedule=poly(0.9, 1e-4),
         augmentation=augmentation,
         resize={"type": "Resize", "scale": scale, "keep_ratio": True},
-        note="schedule of mmsegmentation's model zoo",
+        divisor=1,
+        note="schedule of mmsegmentation's model zoo; scored on whole images, also where the zoo slides a window",
     )
 
 
@@ -163,7 +172,7 @@ def light_ham() -> Recipe:
         optimizer={"type": "AdamW", "lr": 6e-5, "betas": (0.9, 0.999), "weight_decay": 0.01},
         schedule=poly(1.0, warm_up=1500),
         paramwise={"norm_decay_mult": 0.0},
-        note="official Light-Ham schedule",
+        note="official Light-Ham schedule; evaluation pads to a multiple of 32 where the official one resizes",
     )
 
 
@@ -174,15 +183,19 @@ RECIPES: dict[str, dict[str, tuple[Recipe, ...]]] = {
         "paper": (hamnet(VOC, ("train", "aug"), 60_000, 9e-3),),
         "paper-trainval": (
             hamnet(VOC, ("train", "aug"), 60_000, 9e-3),
-            hamnet(VOC, ("trainval",), 20_000, 9e-4),
+            hamnet(
+                VOC, ("trainval",), 20_000, 9e-4, "The images it is scored on were trained on: no result."
+            ),
         ),
         "mmseg": (mmseg(VOC, ("train", "aug"), 20_000, (512, 512), (2048, 512)),),
         "mmseg-40k": (mmseg(VOC, ("train", "aug"), 40_000, (512, 512), (2048, 512)),),
     },
     "pascal-context": {
-        "paper": (hamnet(CONTEXT, ("train",), 25_000, 9e-3),),
-        "mmseg": (mmseg(CONTEXT, ("train",), 40_000, (480, 480), (520, 520)),),
-        "mmseg-80k": (mmseg(CONTEXT, ("train",), 80_000, (480, 480), (520, 520)),),
+        "paper": (
+            hamnet(CONTEXT, ("train",), 25_000, 9e-3, "Official settings for this data are not public."),
+        ),
+        "mmseg": (mmseg(CONTEXT, ("train",), 40_000, (480, 480), (520, 520), rate=4e-3, decay=1e-4),),
+        "mmseg-80k": (mmseg(CONTEXT, ("train",), 80_000, (480, 480), (520, 520), rate=4e-3, decay=1e-4),),
     },
     "ade20k": {
         "paper": (light_ham(),),

@@ -8,7 +8,6 @@ import io
 import logging
 import os
 import resource
-import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -92,7 +91,10 @@ class Job:
 
 @dataclass(frozen=True)
 class Result:
-    """What came of a job: scores are fractions, times in seconds."""
+    """What came of a job: scores are fractions, times in seconds, those before a resume included.
+
+    CPU seconds are of all threads and of the processes that load data.
+    """
 
     miou: float
     pixel_accuracy: float
@@ -151,8 +153,9 @@ def train(job: Job, folder: Path, tell: Callable[[str], None] = lambda text: Non
 
     from tasks.segmentation import parts
 
-    started, cpu = time.perf_counter(), time.process_time()
-    if job.device == "cuda":
+    if job.device == "cpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # mmengine would take a GPU that is there
+    else:
         torch.cuda.reset_peak_memory_stats()
     curve = parts.Curve(max(job.steps // POINTS, 1), tell)
     state = starting_weights(job)
@@ -170,7 +173,8 @@ def train(job: Job, folder: Path, tell: Callable[[str], None] = lambda text: Non
         runner._has_loaded = True  # or the last checkpoint would be read again
         share_buffers(runner.model)
         tell("scoring")
-        metrics = runner.test()
+        last = curve.metrics if processes() == 1 and job.scoring == "single" else None
+        metrics = last or runner.test()
     names = list(runner.test_dataloader.dataset.metainfo["classes"])
     iou = [None if np.isnan(value) else value for value in metrics["iou"]]
     context = [iou[index] for index in legend.CONTEXT] if job.recipe.data is LEGEND else []
@@ -179,8 +183,7 @@ def train(job: Job, folder: Path, tell: Callable[[str], None] = lambda text: Non
         metrics["pixel_accuracy"],
         dict(zip(names, iou, strict=True)),
         sum(value or 0.0 for value in context) / len(context) if context else None,
-        time.perf_counter() - started,
-        time.process_time() - cpu,
+        *curve.spent(),
         peak_bytes(job.device),
         curve.points,
     )
@@ -304,7 +307,7 @@ def runner_arguments(job: Job, folder: Path) -> Settings:
                 "type": "CheckpointHook",
                 "by_epoch": False,
                 "interval": max(steps // CHECKPOINTS, 1),
-                "max_keep_ckpts": 1,
+                "max_keep_ckpts": 2,  # mmengine removes the oldest before it writes the next
             },
             "sampler_seed": {"type": "DistSamplerSeedHook"},
         },
