@@ -431,7 +431,9 @@ def task_command(
     if together:
         training.announced("")
     for path in training.inspect(cells, settings) if inspect else []:
-        click.echo(f"wrote {path.relative_to(folder)}", err=True)
+        click.echo(
+            f"wrote {path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path}", err=True
+        )
     if as_json:
         click.echo(json.dumps([record.model_dump() for record in records], indent=1, allow_nan=False))
     else:
@@ -538,7 +540,10 @@ def compare_command(
 
     thresholds = [parse_threshold(text) for text in fail_on]
     readings = [read_runs(folder) for folder in (base, new)]
-    compared = compare(readings[0].rows, readings[1].rows, tolerance / 100)
+    profiles = [[row for row in reading.rows if row["kind"] == "profile"] for reading in readings]
+    if not all(profiles) and any(reading.rows for reading in readings):
+        raise UsageError("compare is for profiles; for networks that were trained: ctxbench report BASE NEW")
+    compared = compare(profiles[0], profiles[1], tolerance / 100)
     for warning in compared.warnings:
         say(warning, OK)
     if thresholds and compared.differences and not allow_env_diff:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
 from ctxbench.errors import UsageError
 from ctxbench.record import Record, Row
+from ctxbench.scores import score_tables
 from ctxbench.tables import Table, leaderboards, printable
 
 if TYPE_CHECKING:
@@ -137,7 +138,9 @@ def latex(rows: list[Row], baseline: str | None = None) -> str:
         )
     if not rows:
         return PACKAGES + "% no records: this run is empty\n"
-    return "\n".join([PACKAGES, *map(latex_table, leaderboards(rows, baseline))])
+    profiled, trained = ([row for row in rows if row["kind"] == kind] for kind in ("profile", "task"))
+    tables: list[Table[Any]] = [*score_tables(trained), *leaderboards(profiled, baseline)]
+    return "\n".join([PACKAGES, *map(latex_table, tables)])
 
 
 def latex_table(table: Table[Any]) -> str:

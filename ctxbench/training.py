@@ -13,7 +13,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any, Literal
 
 import blocks
-from ctxbench import environment, pinning
+from ctxbench import environment, gate, pinning
 from ctxbench.cost import Cost
 from ctxbench.errors import RAISED, RunError, UsageError, first_line
 from ctxbench.monitor import Monitor
@@ -291,9 +291,14 @@ def estimate(cells: list[Cell]) -> list[NetworkCost]:
             network = build(job_of(cell, 0, Path())).eval().to("meta")
         except ValueError as error:
             raise UsageError(f"{cell.label} in {cell.model}: {error}") from None
+        context: Any = networks.part_of(network, "decode_head.context")
+        params = sum(parameter.numel() for parameter in context.parameters())
+        if context.param_count() != params:
+            raise UsageError(
+                f"{cell.label}: param_count() gives {context.param_count()}, but there are {params}"
+            )
         size = stage.crop if cell.model == "localnet" else model.size
         counter, parts = networks.infer(network, size)
-        context: Any = networks.part_of(network, "decode_head.context")
         found[key] = networks.NetworkCost(
             model=cell.model,
             title=model.title,
@@ -302,7 +307,7 @@ def estimate(cells: list[Cell]) -> list[NetworkCost]:
             classes=stage.classes,
             size=size,
             params=sum(parameter.numel() for parameter in network.parameters()),
-            block_params=sum(parameter.numel() for parameter in context.parameters()),
+            block_params=params,
             parts=parts,
             macs=counter.macs,
             macs_traced=counter.macs + counter.elementwise,
@@ -397,8 +402,8 @@ def settle_tasks(
                 outcome = train(cell, settings, monitor)
         except RAISED as error:
             if settings.together:  # the others wait for this process, and cannot go on without it
-                raise RunError(f"{cell.label}: {first_line(error)}") from error
-            outcome = failure(error, perf_counter() - start)
+                raise RunError(f"{cell.label}: {first_line(original(error))}") from error
+            outcome = failure(original(error), perf_counter() - start)
         yield cell, None, outcome
 
 
@@ -428,6 +433,15 @@ def clear(cells: list[Cell], folder: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
+def original(error: BaseException) -> BaseException:
+    """What went wrong in a process that loads data: torch tells it at the end of a long text."""
+    lines = str(error).strip().splitlines()
+    if not lines or "DataLoader worker" not in lines[0]:
+        return error
+    kind, _, words = lines[-1].rpartition("Error: ")
+    return RuntimeError(words if kind else lines[-1])
+
+
 def take_part(cells: list[Cell], settings: Settings) -> None:
     """Train what the first of several processes announces, until it says that this was all."""
     by_id = {cell.id: cell for cell in cells}
@@ -455,6 +469,7 @@ def train(cell: TaskCell, settings: Settings, monitor: Monitor) -> Outcome:
 
     assert settings.folder is not None
     folder, start = settings.folder, perf_counter()
+    gate.check(cell.create, cell.device, torch.float32)
     data_root = legend_folder(folder, cell.cue) if cell.cue else settings.data_root
     state, seconds, cpu = weights_for(cell, settings), 0.0, 0.0
     curve: list[dict[str, float]] = []

@@ -510,6 +510,9 @@ def test_a_task_fails_cell_by_cell_and_says_why(tmp_path: Path) -> None:
     page = ctxbench("report", "run", "--out", "page")
     assert page.exit_code == 0, page.output
     assert "seed 0 error: not today" in Path("page/report.md").read_text()
+    latex = ctxbench("export", "run", "--format", "latex").stdout
+    assert "context IoU" in latex
+    assert "compare is for profiles" in refusal("compare", "run", "run")
 
 
 def test_networks_are_estimated_beside_their_published_numbers() -> None:

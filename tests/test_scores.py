@@ -60,7 +60,7 @@ def test_blocks_come_by_falling_mean_and_failures_last() -> None:
         ["a", "1", "20.0", "64.0", "–"],
         ["c", "0", "–", "–", "–"],
     ]
-    assert table.text[1][-1] == "seed 1 error: the loss is nan; at chance: the cue is not used"
+    assert table.text[1][-1] == "seed 1 error: the loss is nan; at chance"
     assert table.title == "voc (demo): localnet on legend-14, 800 iterations"
 
 
@@ -69,9 +69,9 @@ def test_blocks_come_by_falling_mean_and_failures_last() -> None:
     [
         (
             {"a": (0.7, 0.72), "b": (0.5, 0.71), "c": (0.1, 0.2)},
-            "Not told apart from a by these seeds: b.",
+            "Not told apart from `a` by these seeds: b.",
         ),
-        ({"a": (0.7, 0.72), "b": (0.5, 0.6)}, "a is above all others in every seed."),
+        ({"a": (0.7, 0.72), "b": (0.5, 0.6)}, "Every seed of `a` is above all seeds of the others."),
         ({"a": (0.7,), "b": (0.5,)}, "One seed tells no scatter"),
     ],
 )

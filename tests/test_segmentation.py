@@ -319,6 +319,33 @@ def test_a_file_that_cannot_be_used_is_named(
     assert "train_000" in str(found.value)
 
 
+def test_a_list_without_images_is_told(own_data: Path, tmp_path: Path) -> None:
+    (own_data / "ImageSets" / "Segmentation" / "val.txt").write_text("\n")
+    with pytest.raises(parts.BadDataError, match=r"val\.txt lists no images"):
+        engine.train(job(own_data), tmp_path / "work")
+
+
+def test_labels_that_are_all_ignored_give_no_score(own_data: Path, tmp_path: Path) -> None:
+    for path in (own_data / "SegmentationClass").glob("val*.png"):
+        Image.fromarray(np.full((128, 128), 255, np.uint8)).save(path)
+    with pytest.raises(parts.BadDataError, match="no pixel of the val images has a label"):
+        engine.train(job(own_data), tmp_path / "work")
+
+
+def test_what_went_wrong_in_a_process_that_loads_data_is_told() -> None:
+    text = "Caught BadDataError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n  File x\ntasks.segmentation.parts.BadDataError: a.png: no class 77"
+    assert str(training.original(RuntimeError(text))) == "a.png: no class 77"
+    error = ValueError("another")
+    assert training.original(error) is error
+
+
+def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    ours = wanted()
+    ours["decode_head.conv_seg.bias"][0] = float("nan")
+    with pytest.raises(checkpoints.CheckpointError, match=r"decode_head\.conv_seg\.bias is not finite"):
+        checkpoints.load(saved(tmp_path / "nan.pth", ours), wanted())
+
+
 def test_what_is_missing_of_a_data_set_is_listed_with_the_way_to_get_it(tmp_path: Path) -> None:
     grid = training.make_grid("voc", "paper", "none")
     text = training.missing_data(grid.cells(), tmp_path)

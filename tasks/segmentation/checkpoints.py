@@ -86,7 +86,8 @@ def fitted(path: Path, found: dict[str, Tensor], wanted: dict[str, Tensor]) -> d
         for name, value in found.items()
         if name in wanted and value.shape != wanted[name].shape
     ]
-    if misfits := [*shapes, *missing, *unknown]:
+    broken = [f"{name} is not finite" for name, value in found.items() if not value.isfinite().all()]
+    if misfits := [*broken, *shapes, *missing, *unknown]:
         more = f" and {len(misfits) - SHOWN} more" if len(misfits) > SHOWN else ""
         raise CheckpointError(f"{path} does not fit: {'; '.join(misfits[:SHOWN])}{more}")
     return spare | {name: value.to(wanted[name].dtype) for name, value in found.items()}

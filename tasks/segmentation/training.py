@@ -166,6 +166,8 @@ def train(job: Job, folder: Path, tell: Callable[[str], None] = lambda text: Non
         )
         for hook in hooks:
             runner.register_hook(hook)
+        for loader in (runner._train_dataloader, runner._test_dataloader):
+            require_images(loader["dataset"])
         if job.steps:
             runner.train()
         else:
@@ -175,6 +177,10 @@ def train(job: Job, folder: Path, tell: Callable[[str], None] = lambda text: Non
         tell("scoring")
         last = curve.metrics if processes() == 1 and job.scoring == "single" else None
         metrics = last or runner.test()
+    if np.isnan(metrics["miou"]):
+        raise parts.BadDataError("no pixel of the val images has a label")
+    if not all(value.isfinite().all() for value in runner.model.state_dict().values()):
+        raise FloatingPointError("the trained weights are not finite")
     names = list(runner.test_dataloader.dataset.metainfo["classes"])
     iou = [None if np.isnan(value) else value for value in metrics["iou"]]
     context = [iou[index] for index in legend.CONTEXT] if job.recipe.data is LEGEND else []
@@ -317,6 +323,20 @@ def runner_arguments(job: Job, folder: Path) -> Settings:
         "launcher": "none" if world == 1 else "pytorch",
         "env_cfg": {"cudnn_benchmark": False, "mp_cfg": {"mp_start_method": "fork", "opencv_num_threads": 0}},
     }
+
+
+def require_images(config: Any) -> None:
+    """A list that names no images would be told by an error deep inside.
+
+    Raises:
+        BadDataError: naming the list.
+    """
+    from tasks.segmentation.parts import BadDataError
+
+    for part in config.get("datasets", [config]):
+        names = Path(part["data_root"]) / part.get("ann_file", "")
+        if part.get("ann_file") and not names.read_text(encoding="utf-8").split():
+            raise BadDataError(f"{names} lists no images")
 
 
 def share_buffers(network: nn.Module) -> None:
