@@ -29,7 +29,7 @@ def figures(rows: list[Row], frame: pd.DataFrame) -> list[Picture]:
                 caption = f"{title_of(members[0])}: every seed, and the mean"
                 found.append(Picture(f"scores-{number}", caption, scores(entries, metric, look)))
         for number, members in enumerate(over_cues(rows)):
-            caption = "Context IoU over the cue's share of the image, mean of the seeds"
+            caption = "Context IoU over the cue's share of the image: every seed, and the mean"
             found.append(Picture(f"cues-{number}", caption, cues(members, look)))
     return found
 
@@ -67,7 +67,7 @@ def cue_of(row: Row) -> float:
 
 
 def cues(rows: list[Row], look: dict[str, dict[str, Any]]) -> Figure:
-    """Mean score over the cue's share, a line per block."""
+    """Mean score over the cue's share, a line per block, and a dot for each seed."""
     figure = Figure(figsize=SIZE)
     axes = figure.subplots()
     ends = []
@@ -79,6 +79,8 @@ def cues(rows: list[Row], look: dict[str, dict[str, Any]]) -> Figure:
             values = [100 * row["context_iou"] for row in own if cue_of(row) == share]
             means.append(sum(values) / len(values))
         axes.plot(shares, means, **look[spec])
+        points = [(cue_of(row), 100 * row["context_iou"]) for row in own]
+        axes.scatter(*zip(*points, strict=True), s=9, color=look[spec]["color"], alpha=0.5, linewidths=0)
         ends.append((shares[-1], means[-1], spec))
     every = sorted({cue_of(row) for row in rows})
     axes.set(xscale="log", xlabel="cue (% of the image)", ylabel=NAMES["context_iou"])
