@@ -79,8 +79,10 @@ def cues(rows: list[Row], look: dict[str, dict[str, Any]]) -> Figure:
             values = [100 * row["context_iou"] for row in own if cue_of(row) == share]
             means.append(sum(values) / len(values))
         axes.plot(shares, means, **look[spec])
-        points = [(cue_of(row), 100 * row["context_iou"]) for row in own]
-        axes.scatter(*zip(*points, strict=True), s=9, color=look[spec]["color"], alpha=0.5, linewidths=0)
+        seeds = [100 * row["context_iou"] for row in own]
+        axes.scatter(
+            [cue_of(row) for row in own], seeds, s=9, color=look[spec]["color"], alpha=0.5, linewidths=0
+        )
         ends.append((shares[-1], means[-1], spec))
     every = sorted({cue_of(row) for row in rows})
     axes.set(xscale="log", xlabel="cue (% of the image)", ylabel=NAMES["context_iou"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -171,6 +172,12 @@ def test_checkpoints_hold_tensors_and_plain_values_alone(data: Path, tmp_path: P
     engine.train(job(data), tmp_path)
     path = max(tmp_path.glob("iter_*.pth"))
     assert set(torch.load(path, weights_only=True)) >= {"state_dict", "optimizer", "random", "curve"}
+
+
+def test_a_training_leaves_no_open_log_to_the_next(data: Path, tmp_path: Path) -> None:
+    for name in ("first", "second"):
+        engine.train(job(data, iterations=1), tmp_path / name)
+        logging.shutdown()  # as whoever configures logging does
 
 
 def test_mixed_precision_trains_on_a_cpu(data: Path, tmp_path: Path) -> None:

@@ -387,6 +387,12 @@ def quiet() -> Iterator[None]:
     from mmengine.logging import MMLogger
 
     MMLogger.get_current_instance().setLevel(logging.ERROR)
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")
-        yield
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:  # whoever configures logging later would close its files, on which mmengine then fails
+        logger = MMLogger.get_current_instance()
+        for handler in [it for it in logger.handlers if isinstance(it, logging.FileHandler)]:
+            logger.removeHandler(handler)
+            handler.close()
