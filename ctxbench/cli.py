@@ -383,8 +383,8 @@ def task_command(
 
     load_plugins(plugins)
     device = choose_device(device)
-    files = {"checkpoint": checkpoint, "backbone": backbone}
-    grid = training.make_grid(name, preset, ",".join(specs), device=device, **files, **axes)
+    axes |= {"device": device, "checkpoint": checkpoint, "backbone": backbone}
+    grid = training.make_grid(name, preset, ",".join(specs), **axes)
     plan = grid.cells()
     cells = plan if shard is None else share(plan, shard)
     if dry_run:

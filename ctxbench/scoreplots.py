@@ -10,12 +10,10 @@ from matplotlib.figure import Figure
 from ctxbench.labels import label_ends
 from ctxbench.plots import SIZE, STYLE, Picture, styles
 from ctxbench.record import Row
-from ctxbench.scores import CHANCE, SHARED, Entry, entries_of, groups_of, metric_of, title_of
+from ctxbench.scores import CHANCE, METRICS, SHARED, Entry, entries_of, groups_of, metric_of, title_of
 
 if TYPE_CHECKING:
     import pandas as pd
-
-NAMES = {"context_iou": "context IoU (%)", "miou": "mIoU (%)"}
 
 
 def figures(rows: list[Row], frame: pd.DataFrame) -> list[Picture]:
@@ -44,7 +42,7 @@ def scores(entries: list[Entry], metric: str, look: dict[str, dict[str, Any]]) -
         axes.plot(values, [place] * len(values), "o", color=colour, markersize=4, alpha=0.7)
         axes.plot([sum(values) / len(values)] * 2, [place - 0.3, place + 0.3], color=colour)
     axes.set_yticks(range(len(entries)), [entry.spec for entry in reversed(entries)], parse_math=False)
-    axes.set(xlabel=NAMES[metric], ylim=(-0.6, len(entries) - 0.4))
+    axes.set(xlabel=METRICS[metric], ylim=(-0.6, len(entries) - 0.4))
     if metric == "context_iou":
         axes.axvline(100 * CHANCE, color="#999999", linewidth=1, linestyle=":")
         axes.set_title("dotted: chance, with perfect borders")
@@ -85,7 +83,7 @@ def cues(rows: list[Row], look: dict[str, dict[str, Any]]) -> Figure:
         )
         ends.append((shares[-1], means[-1], spec))
     every = sorted({cue_of(row) for row in rows})
-    axes.set(xscale="log", xlabel="cue (% of the image)", ylabel=NAMES["context_iou"])
+    axes.set(xscale="log", xlabel="cue (% of the image)", ylabel=METRICS["context_iou"])
     axes.set_xticks(every, [f"{share:g}" for share in every])
     axes.minorticks_off()
     axes.axhline(100 * CHANCE, color="#999999", linewidth=1, linestyle=":")

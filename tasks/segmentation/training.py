@@ -162,7 +162,7 @@ def train(job: Job, folder: Path, tell: Callable[[str], None] = lambda text: Non
     hooks = [parts.Resumable(), curve, parts.Start(state)]
     with quiet():
         runner = Runner(
-            **ConfigDict(runner_arguments(job, folder)), cfg=Config(job.protocol() | wrapper(job.device))
+            **ConfigDict(runner_arguments(job, folder)), cfg=Config(job.protocol() | wrapping(job.device))
         )
         for hook in hooks:
             runner.register_hook(hook)
@@ -345,7 +345,7 @@ def share_buffers(network: nn.Module) -> None:
         torch.distributed.broadcast(buffer, 0)
 
 
-def wrapper(device: str) -> Settings:
+def wrapping(device: str) -> Settings:
     """How mmengine wraps the network where several processes train it together."""
     if processes() == 1:
         return {}
