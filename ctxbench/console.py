@@ -22,6 +22,7 @@ from rich.text import Text
 
 from ctxbench.monitor import Reporter
 from ctxbench.record import FAILED, Record
+from ctxbench.scores import METRICS
 from ctxbench.tables import Table, printable
 
 if TYPE_CHECKING:
@@ -97,11 +98,11 @@ class LiveReporter(Reporter):
     def finished(self, record: Record) -> None:
         self.count += 1
         self.progress.advance(self.task)
-        where = f"{record.spec} {record.height}x{record.width} {record.mode} {record.dtype}"
+        line = f"[{self.count}/{self.total}] {description_of(record)}"
         if record.status != "ok":
-            self.say(f"[{self.count}/{self.total}] {where}: {record.status}, {record.reason}")
-        elif not self.live:
-            self.say(f"[{self.count}/{self.total}] {where}")
+            self.say(f"{line}: {record.status}, {record.reason}")
+        elif not self.live or record.kind == "task":
+            self.say(line + score_of(record))
 
     def notice(self, text: str) -> None:
         self.say(text)
@@ -109,6 +110,21 @@ class LiveReporter(Reporter):
     def say(self, text: str) -> None:
         with contextlib.suppress(OSError):  # a full disk behind standard error stops no run
             self.console.print(Text(shortened(printable(text))), soft_wrap=True)
+
+
+def description_of(record: Record) -> str:
+    """Which cell this is the record of."""
+    if record.kind == "task":
+        return f"{record.spec}, {record.model} on {record.dataset}, seed {record.seed}"
+    return f"{record.spec} {record.height}x{record.width} {record.mode} {record.dtype}"
+
+
+def score_of(record: Record) -> str:
+    """What a network reached, if it was trained."""
+    for name, title in METRICS.items():
+        if (value := getattr(record, name)) is not None:
+            return f": {title.replace(' (%)', '')} {100 * value:.1f} %"
+    return ""
 
 
 def shortened(text: str) -> str:

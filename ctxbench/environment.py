@@ -284,7 +284,7 @@ def program_hash(kind: str = "profile") -> str:
     """Changes with the catalogue's source, with that of what measures or trains, and with ctxbench's version."""
     here = Path(__file__).parent
     measuring = [here / f"{name}.py" for name in MEASURING]
-    training = [here / "training.py", *(here.parent / "tasks").rglob("*.py")]
+    training = [here / "training.py", here / "taskgrid.py", *(here.parent / "tasks").rglob("*.py")]
     return digest_of([*catalogue(), *(training if kind == "task" else measuring)])
 
 

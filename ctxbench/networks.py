@@ -14,14 +14,17 @@ from torch import Tensor, nn
 
 from ctxbench import published
 from ctxbench.cost import OperatorCount, PeakMemory
+from ctxbench.errors import UsageError
 from ctxbench.record import GIGA
 from ctxbench.tables import MISSING, Column, Table, number
+from ctxbench.taskgrid import TaskCell
 
 MILLION, GIB = 1e6, 2**30
+SLOT = "decode_head.context"
 PARTS = {
     "backbone": "backbone",
     "decode_head.squeeze": "squeeze",
-    "decode_head.context": "block",
+    SLOT: "block",
     "decode_head.align": "align",
     "decode_head.fuse": "fuse",
     "decode_head.conv_seg": "classifier",
@@ -251,3 +254,64 @@ def explanation(cost: NetworkCost) -> str:
         f"({100 * (alone / float(printed) - 1):+.1f}%). A counter that hooks modules, as mmsegmentation's, sees "
         "them and not the products of the factorisation."
     )
+
+
+def estimate(cells: list[TaskCell]) -> list[NetworkCost]:
+    """What each cell's network costs; the same network once.
+
+    Raises:
+        UsageError: for a block that does not fit into the slot, or that counts wrongly.
+    """
+    return [cost_of(cell) for cell in {(it.model, it.block, it.options): it for it in cells}.values()]
+
+
+def cost_of(cell: TaskCell) -> NetworkCost:
+    from tasks.segmentation.models import MODELS
+    from tasks.segmentation.training import build
+
+    model, stage = MODELS[cell.model], cell.stages[-1]
+    try:
+        network = build(cell.job(0)).eval().to("meta")
+    except ValueError as error:
+        raise UsageError(f"{cell.label} in {cell.model}: {error}") from None
+    size = stage.crop if cell.model == "localnet" else model.size
+    block: Any = part_of(network, SLOT)
+    sizes: list[tuple[int, int]] = []
+    block.register_forward_pre_hook(lambda module, args: sizes.append(tuple(args[0].shape[2:])))
+    counter, parts = infer(network, size)
+    check_counts(cell.label, block, sizes[0], parts["block"])
+    return NetworkCost(
+        model=cell.model,
+        title=model.title,
+        block=cell.label,
+        own=cell.block == model.block and cell.given == model.options,
+        classes=stage.classes,
+        size=size,
+        params=count(network),
+        block_params=count(block),
+        parts=parts,
+        macs=counter.macs,
+        macs_traced=counter.macs + counter.elementwise,
+        macs_convolutions=counter.convolutions,
+        batch=cell.batch,
+        crop=stage.crop,
+        memory_train_bytes=training_peak(network, cell.batch, stage.crop),
+    )
+
+
+def check_counts(label: str, block: Any, size: tuple[int, int], macs: int) -> None:
+    """A block's own formulas must give what is counted.
+
+    Raises:
+        UsageError: with both numbers.
+    """
+    for name, said, found in (
+        ("param_count", block.param_count(), count(block)),
+        ("macs", block.macs(*size), macs),
+    ):
+        if said != found:
+            raise UsageError(f"{label}: {name}() gives {said}, but there are {found}")
+
+
+def count(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,24 +20,36 @@ from ctxbench.store import Reading, Unreadable, to_frame, write_atomically
 from ctxbench.tables import Table, escape_markdown, leaderboards, markdown, printable, published_table
 
 DEFAULT_BASELINE = "self-attn"
-FIGURE = re.compile(r"((macs|memory|latency|pareto)-(infer|train)-b\d+-c\d+-.*|(scores|cues)-\d+)\.(png|svg)")
-METHOD = (
-    "MACs: multiply-accumulates of convolutions and matrix products in one forward, counted by the "
-    "dispatcher and checked against each block's closed form. Element-wise work is not counted. Backward "
-    "MACs are those executed, which depend on the kernels.",
-    "Predicted peak memory: bytes alive at the worst moment, with the block's parameters and without its "
-    "input and the gradient handed to its output, found by following the life of every storage; work space "
-    "inside kernels is not seen. The allocator's peak is CUDA's own, counted alike. Training is one forward "
-    "and backward, for the gradients of the parameters and of the input.",
-    "Latency: median over interleaved rounds in random order, ± half of its 95 % order-statistic interval. "
-    "Rounds end when that is within 2 % (CUDA: 1 %), which makes it a little optimistic, or when the time "
-    "is spent: “not converged”. “Preempted”: the CPU time is under 90 % of the wall time, as others had the "
-    "CPU. The interval speaks of this run alone: report several runs to see how far they are apart. On "
-    "Linux, memory that was freed is kept from call to call, unless a flag says otherwise. On CUDA the span "
-    "includes the launches of an eager run; a CUDA graph is timed by itself, after them. “/ matmul” is the "
-    "time over that of a square matrix product in the same rounds (CPU: side 768, CPU times; CUDA: side 8192).",
-    "A block is timed only after it has passed its correctness gate.",
+FIGURE = re.compile(
+    r"((macs|memory|latency|pareto)-(infer|train)-b\d+-c\d+-.*|(scores|predictions|cues)-\d+)\.(png|svg)"
 )
+METHOD = {
+    "profile": (
+        "MACs: multiply-accumulates of convolutions and matrix products in one forward, counted by the "
+        "dispatcher and checked against each block's closed form. Element-wise work is not counted. Backward "
+        "MACs are those executed, which depend on the kernels.",
+        "Predicted peak memory: bytes alive at the worst moment, with the block's parameters and without its "
+        "input and the gradient handed to its output, found by following the life of every storage; work space "
+        "inside kernels is not seen. The allocator's peak is CUDA's own, counted alike. Training is one forward "
+        "and backward, for the gradients of the parameters and of the input.",
+        "Latency: median over interleaved rounds in random order, ± half of its 95 % order-statistic interval. "
+        "Rounds end when that is within 2 % (CUDA: 1 %), which makes it a little optimistic, or when the time "
+        "is spent: “not converged”. “Preempted”: the CPU time is under 90 % of the wall time, as others had the "
+        "CPU. The interval speaks of this run alone: report several runs to see how far they are apart. On "
+        "Linux, memory that was freed is kept from call to call, unless a flag says otherwise. On CUDA the span "
+        "includes the launches of an eager run; a CUDA graph is timed by itself, after them. “/ matmul” is the "
+        "time over that of a square matrix product in the same rounds (CPU: side 768, CPU times; CUDA: side 8192).",
+        "A block is timed only after it has passed its correctness gate.",
+    ),
+    "task": (
+        "Scores: networks of one table differ in the block alone. Of one seed all have the same first weights "
+        "outside the block, the same order of images and the same augmentation. The last checkpoint is scored, "
+        "not the best one.",
+        "The score of a block is the mean over its seeds, and “seeds from - to” their range: a difference "
+        "within it is none. Rows of different protocol, data, network, machine or code are not in one table.",
+        "CPU time: of training and the evaluations during it, over all threads and the processes that load data.",
+    ),
+}
 ENVIRONMENT = (
     ("device", "device_name"),
     ("CPU", "cpu"),
@@ -57,6 +69,7 @@ class Report:
     unreadable: list[Unreadable]
     missing: int
     tables: list[Table[Any]]
+    folders: dict[str, Path] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -69,7 +82,7 @@ class Report:
         """
         rows = reading.rows
         tables = tables_of(rows, baseline) + benchmark_tables(benchmarks or [])
-        return cls(rows, reading.unreadable, reading.missing, tables)
+        return cls(rows, reading.unreadable, reading.missing, tables, reading.folders)
 
     def write(self, out: Path) -> Path:
         """Write `index.html`, `report.md` and `figures/`; returns the page's path.
@@ -106,7 +119,7 @@ class Report:
             profiled, trained = (
                 [row for row in self.rows if row["kind"] == kind] for kind in ("profile", "task")
             )
-            drawn = scoreplots.figures(trained, to_frame(trained)) if trained else []
+            drawn = scoreplots.figures(trained, to_frame(trained), self.folders) if trained else []
             drawn += plots.figures(to_frame(pooled(profiled))) if profiled else []
             pictures = [(it, it.svg(), it.png()) for it in drawn]
         for picture, svg, png in pictures:
@@ -120,7 +133,7 @@ class Report:
         parts = ["# ctxbench report", "", *(f"* {escape_markdown(line)}" for line in self.summary), ""]
         parts += [markdown(table) for table in self.tables]
         parts += [f"![{escape_markdown(it.caption)}](figures/{it.name}.png)\n" for it in pictures]
-        parts += ["### How it was measured", "", *(f"* {escape_markdown(line)}" for line in METHOD), ""]
+        parts += ["### How it was measured", "", *(f"* {escape_markdown(line)}" for line in self.method), ""]
         return "\n".join(parts)
 
     def html(self, pictures: list[Illustration]) -> str:
@@ -134,8 +147,14 @@ class Report:
             undefined=jinja2.StrictUndefined,
         )
         return templates.get_template("report.html.j2").render(
-            summary=self.summary, tables=self.tables, pictures=pictures, method=METHOD
+            summary=self.summary, tables=self.tables, pictures=pictures, method=self.method
         )
+
+    @property
+    def method(self) -> list[str]:
+        """How the kinds of records that there are were made."""
+        kinds = {row["kind"] for row in self.rows} or {"profile"}
+        return [line for kind, lines in METHOD.items() if kind in kinds for line in lines]
 
     @property
     def summary(self) -> list[str]:

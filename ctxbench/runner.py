@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -38,7 +38,7 @@ class Run:
         command: the words this run was asked for with.
     """
 
-    cells: list[Cell]
+    cells: Sequence[Cell]
     store: RunStore
     device: str
     settings: Settings = field(default_factory=Settings)
@@ -81,7 +81,7 @@ class Run:
                 reporter.finished(record)
         return [known[cell.id] for cell in self.cells]
 
-    def forget_checkpoints(self, cells: list[Cell]) -> None:
+    def forget_checkpoints(self, cells: Sequence[Cell]) -> None:
         from ctxbench import training
 
         training.clear(cells, self.store.folder)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import matplotlib
 from matplotlib.figure import Figure
 
 from ctxbench.labels import label_ends
+from ctxbench.panels import Sample, columns, path_of
 from ctxbench.plots import SIZE, STYLE, Picture, styles
 from ctxbench.record import Row
 from ctxbench.scores import CHANCE, METRICS, SHARED, Entry, entries_of, groups_of, metric_of, title_of
@@ -15,9 +18,15 @@ from ctxbench.scores import CHANCE, METRICS, SHARED, Entry, entries_of, groups_o
 if TYPE_CHECKING:
     import pandas as pd
 
+ACROSS = 8  # columns of a figure of predictions
 
-def figures(rows: list[Row], frame: pd.DataFrame) -> list[Picture]:
-    """A figure for each table of scores, and one for each network that was trained on several cues."""
+
+def figures(rows: list[Row], frame: pd.DataFrame, folders: Mapping[str, Path]) -> list[Picture]:
+    """Scores and predictions for each table of scores, and a figure for networks trained on several cues.
+
+    Args:
+        folders: of the runs, by `run_id`, where the sheets of predictions lie.
+    """
     look = styles(frame)
     found = []
     with matplotlib.rc_context(cast(Any, STYLE)):
@@ -26,6 +35,10 @@ def figures(rows: list[Row], frame: pd.DataFrame) -> list[Picture]:
             if len(entries) > 1:
                 caption = f"{title_of(members[0])}: every seed, and the mean"
                 found.append(Picture(f"scores-{number}", caption, scores(entries, metric, look)))
+            sheets = [(row, sheet) for row, sheet in sheets_of(entries, folders) if sheet is not None]
+            if sheets:
+                caption = f"{title_of(members[0])}: what is predicted, seed {sheets[0][0]['seed']}"
+                found.append(Picture(f"predictions-{number}", caption, predictions(sheets, metric)))
         for number, members in enumerate(over_cues(rows)):
             caption = "Context IoU over the cue's share of the image: every seed, and the mean"
             found.append(Picture(f"cues-{number}", caption, cues(members, look)))
@@ -46,6 +59,37 @@ def scores(entries: list[Entry], metric: str, look: dict[str, dict[str, Any]]) -
     if metric == "context_iou":
         axes.axvline(100 * CHANCE, color="#999999", linewidth=1, linestyle=":")
         axes.set_title("dotted: chance, with perfect borders")
+    return figure
+
+
+def sheets_of(entries: list[Entry], folders: Mapping[str, Path]) -> Iterator[tuple[Row, Sample | None]]:
+    """Of each block the sheet of the first seed that all were trained from, or of its own first."""
+    common = (
+        set.intersection(*({row["seed"] for row in entry.done} for entry in entries)) if entries else set()
+    )
+    for entry in entries:
+        row = min(entry.done, key=lambda row: (row["seed"] not in common, row["seed"]))
+        folder = folders.get(row["run_id"])
+        yield row, columns(path_of(folder, row["cell_id"])) if folder else None
+
+
+def predictions(sheets: list[tuple[Row, Sample]], metric: str) -> Figure:
+    """Images and truth, which are the same for all, and each block's prediction."""
+    image, truth, _ = sheets[0][1]
+    titled = [("image", image), ("truth", truth)]
+    titled += [(f"{row['spec']}\n{100 * row[metric]:.1f}", sheet[2]) for row, sheet in sheets]
+    down = -(-len(titled) // ACROSS)
+    across = -(-len(titled) // down)
+    height, width = image.shape[:2]
+    tall = SIZE[0] * 1.6 / across * height / width
+    figure = Figure(figsize=(SIZE[0] * 1.6, (tall + 0.35) * down))
+    figure.set_layout_engine("constrained", w_pad=0.02, h_pad=0.02)
+    grid = figure.subplots(down, across, squeeze=False).ravel()
+    for axes in grid:
+        axes.set_axis_off()
+    for axes, (title, picture) in zip(grid, titled, strict=False):
+        axes.set_title(title, fontsize=7, parse_math=False)
+        axes.imshow(picture, interpolation="nearest")
     return figure
 
 

@@ -10,9 +10,9 @@ import json
 import math
 import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import blocks
 from ctxbench.errors import RAISED, UsageError
@@ -101,6 +101,9 @@ class Cell:
         return blocks.create(self.block, self.channels, **dict(self.options)).train(self.training)
 
 
+C = TypeVar("C", bound=Cell)
+
+
 @dataclass(frozen=True)
 class Grid:
     """The axes of a run; `cells` is their product."""
@@ -156,7 +159,7 @@ class Grid:
         ]
 
 
-def share(cells: list[Cell], text: str) -> list[Cell]:
+def share(cells: Sequence[C], text: str) -> list[C]:
     """The cells of shard "i/n", counted from 0: every n-th group, so that what is compared stays together.
 
     The shards of one plan are disjoint, and their union is the plan.
@@ -171,7 +174,7 @@ def share(cells: list[Cell], text: str) -> list[Cell]:
     return [cell for members in groups(cells)[number::count] for cell in members]
 
 
-def groups(cells: list[Cell]) -> list[list[Cell]]:
+def groups(cells: Sequence[C]) -> list[list[C]]:
     """What is timed together: cells that differ in the block alone."""
     return [list(members) for _, members in itertools.groupby(cells, key=lambda cell: cell.group)]
 

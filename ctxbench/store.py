@@ -11,7 +11,7 @@ import re
 import secrets
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -187,12 +187,14 @@ class Reading:
         unreadable: files that are no records.
         missing: how many cells were planned and have no record.
         names: of the runs; they are the `run_id` of their records, whatever the folders were called.
+        folders: of the runs, by their names.
     """
 
     records: list[Record]
     unreadable: list[Unreadable]
     missing: int
     names: tuple[str, ...] = ()
+    folders: dict[str, Path] = field(default_factory=dict)
 
     @classmethod
     def of(cls, folders: list[Path]) -> Reading:
@@ -213,7 +215,8 @@ class Reading:
                 records.setdefault(same, it if it.run_id == name else it.model_copy(update={"run_id": name}))
             unreadable += damaged
             missing += len(store.planned() - {it.cell_id for it in found})
-        return cls(list(records.values()), unreadable, missing, tuple(names))
+        places = {name: store.folder for name, store in zip(names, unique.values(), strict=True)}
+        return cls(list(records.values()), unreadable, missing, tuple(names), places)
 
     @property
     def rows(self) -> list[Row]:

@@ -32,6 +32,7 @@ RED, GREEN, YELLOW = (200, 40, 40), (40, 170, 60), (230, 210, 40)
 WHITE, BLACK = 235, 20
 # Share of the image in per cent -> how many corners carry a patch, and its side in pixels.
 CUES = {"1.6": (1, 16), "4": (2, 18), "8": (4, 18), "14": (4, 24)}
+DEFAULT_CUE = "14"
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Recipe:
         seed: of all random numbers.
     """
 
-    cue: str = "14"
+    cue: str = DEFAULT_CUE
     train: int = 600
     val: int = 100
     seed: int = 0

@@ -53,6 +53,7 @@ def test_the_program_does_not_import_its_tests() -> None:
 
 def test_only_the_entry_point_imports_the_command_line() -> None:
     importers = [path for path in MODULES if any(name.startswith("ctxbench.cli") for name in imports(path))]
+    importers = [path for path in importers if not path.startswith("ctxbench/cli/")]
     assert importers == ["ctxbench/__main__.py"]
 
 
@@ -80,6 +81,9 @@ def test_what_reads_records_neither_measures_nor_builds_a_block() -> None:
         "compare",
         "export",
         "benchmarks",
+        "scores",
+        "scoreplots",
+        "panels",
     ):
         found = imports(f"ctxbench/{path}.py")
         forbidden = {
@@ -107,6 +111,8 @@ def test_what_measures_does_not_format() -> None:
         "statistics",
         "environment",
         "store",
+        "taskgrid",
+        "training",
     ):
         found = imports(f"ctxbench/{path}.py")
         assert not found & {"ctxbench.tables", "ctxbench.plots", "ctxbench.report", "ctxbench.console"}, path

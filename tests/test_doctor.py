@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 import torch
 
-from ctxbench import cli, console, cost, doctor, environment
+from ctxbench import console, cost, doctor, environment
+from ctxbench.cli import options
 from ctxbench.doctor import Check, Finding, Verdict, examine, healthy, tables
 
 ROOT = Path(__file__).parents[1]
@@ -570,7 +571,7 @@ def test_slurm_is_found_or_not(programs: Callable[..., None]) -> None:
 
 
 def test_it_looks_where_runs_are_written() -> None:
-    assert doctor.RUNS == cli.RUNS
+    assert options.RUNS == doctor.RUNS
 
 
 def test_results_can_be_written_in_a_folder_of_ones_own(

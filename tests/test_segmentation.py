@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 import blocks
-from ctxbench import networks, training
+from ctxbench import networks, taskgrid, training
 from ctxbench.errors import UsageError
 from tasks import legend
 from tasks.segmentation import checkpoints, heads, parts
@@ -52,8 +52,8 @@ def job(data: Path, block: str = "a2", **fields: Any) -> engine.Job:
 
 
 def cost_of(task: str, model: str, block: str = "") -> networks.NetworkCost:
-    grid = training.make_grid(task, "mmseg" if task != "voc" else None, block, models=model)
-    (cost,) = training.estimate(grid.cells())
+    grid = taskgrid.make_grid(task, "mmseg" if task != "voc" else None, block, models=model)
+    (cost,) = networks.estimate(grid.cells())
     return cost
 
 
@@ -354,7 +354,7 @@ def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
 
 
 def test_what_is_missing_of_a_data_set_is_listed_with_the_way_to_get_it(tmp_path: Path) -> None:
-    grid = training.make_grid("voc", "paper", "none")
+    grid = taskgrid.make_grid("voc", "paper", "none")
     text = training.missing_data(grid.cells(), tmp_path)
     assert text is not None
     assert "VOCdevkit/VOC2012/JPEGImages" in text
@@ -427,10 +427,10 @@ def saved(path: Path, content: Any) -> Path:
 
 
 def wanted(model: str = "light-ham-van-tiny", task: str = "ade20k") -> dict[str, torch.Tensor]:
-    grid = training.make_grid(task, None, "", models=model)
+    grid = taskgrid.make_grid(task, None, "", models=model)
     (cell,) = grid.cells()
-    assert isinstance(cell, training.TaskCell)
-    return engine.build(training.job_of(cell, 0, Path())).state_dict()
+    assert isinstance(cell, taskgrid.TaskCell)
+    return engine.build(cell.job(0)).state_dict()
 
 
 # Keys of the official files, read off their code, and ours.
@@ -585,12 +585,12 @@ def test_a_file_that_is_no_checkpoint_is_told(tmp_path: Path, content: bytes) ->
 def test_what_is_not_known_is_a_mistake(axes: dict[str, Any], words: str) -> None:
     given = {"task": "voc", "preset": None, "specs": "none"} | axes
     with pytest.raises(UsageError, match=words):
-        training.make_grid(**given).cells()
+        taskgrid.make_grid(**given).cells()
 
 
 def test_a_network_has_its_own_block_with_its_own_options_unless_others_are_asked_for() -> None:
     def label(blocks: str) -> str:
-        (cell,) = training.make_grid("ade20k", None, blocks, models="light-ham-d256-van-tiny").cells()
+        (cell,) = taskgrid.make_grid("ade20k", None, blocks, models="light-ham-d256-van-tiny").cells()
         return cell.label
 
     assert label("") == label("light-ham") == "light-ham[rank=16]"
@@ -608,5 +608,5 @@ def test_every_cell_has_an_id_of_its_own() -> None:
         {"dtypes": "bfloat16"},
         {},
     ]
-    cells = [cell for axes in grids for cell in training.make_grid("voc", "demo", "none,a2", **axes).cells()]
+    cells = [cell for axes in grids for cell in taskgrid.make_grid("voc", "demo", "none,a2", **axes).cells()]
     assert len({cell.id for cell in cells}) == 12

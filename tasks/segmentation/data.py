@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,18 @@ class DataSet:
             if part
         ]
         return [path for path in dict.fromkeys(wanted) if not path.exists()]
+
+    def digest(self, root: Path) -> str:
+        """Changes with the lists of names and with the names and sizes of the labels; "" if any is missing."""
+        if self.missing(root):
+            return ""
+        digest = hashlib.sha256()
+        for names in filter(None, (split.names for split in self.splits.values())):
+            digest.update((root / self.folder / names).read_bytes())
+        for labels in dict.fromkeys(split.labels for split in self.splits.values()):
+            files = sorted((root / self.folder / labels).rglob(f"*{self.label_suffix}"))
+            digest.update("".join(f"{file.name} {file.stat().st_size}\n" for file in files).encode())
+        return digest.hexdigest()[:16]
 
     def config(self, root: Path, split: str, pipeline: list[Config]) -> Config:
         """The split as mmsegmentation reads it."""

@@ -1,0 +1,164 @@
+"""What the commands that carry out a run are made of."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ctxbench.cli.program import OK, SOME_FAILED, InterruptedRun
+from ctxbench.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ctxbench.cluster import Submission
+    from ctxbench.networks import NetworkCost
+    from ctxbench.record import Record
+    from ctxbench.runner import Run
+    from ctxbench.spec import Cell, Grid
+
+
+def prepare_torch(executor: str | None = None) -> None:
+    """Set what must be set before torch is first imported, and let the workers' server import it too."""
+    from ctxbench.environment import wait_passively
+
+    wait_passively()
+    if executor == "local":
+        from ctxbench.processes import start_server
+
+        start_server()
+
+
+def load_plugins(paths: tuple[Path, ...]) -> None:
+    from ctxbench import plugins
+
+    for path in paths:
+        plugins.load(path)
+
+
+def make_grid(preset: str | None, **axes: str | None) -> Grid:
+    """The preset's grid with the axes that were typed, or the default one."""
+    from ctxbench.presets import PRESETS
+    from ctxbench.spec import Grid
+
+    given: dict[str, Any] = {name: value for name, value in axes.items() if value is not None}
+    if preset is None:
+        if "blocks" not in given:
+            raise UsageError("--blocks is missing; name some, for example: --blocks ham-nmf,self-attn")
+        return Grid(**given)
+    if preset not in PRESETS:
+        raise UsageError(f"--preset: {preset!r} is not known; choose from {', '.join(PRESETS)}")
+    return dataclasses.replace(PRESETS[preset], **given)
+
+
+def choose_device(wanted: str, elsewhere: bool = False) -> str:
+    """The kind of device to measure; whether another machine has it, only its user knows."""
+    import torch
+
+    from ctxbench.spec import DEVICES
+
+    if wanted not in ("auto", *DEVICES):
+        raise UsageError(f"--device: {wanted!r} is not known; choose from auto, {', '.join(DEVICES)}")
+    if elsewhere and wanted == "auto":
+        raise UsageError("--executor slurm: say with --device cpu or cuda what the nodes have")
+    if elsewhere:
+        return wanted
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise UsageError("--device cuda: torch finds no CUDA device here; use --device cpu")
+    if wanted != "auto":
+        return wanted
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def default_baseline(cells: Sequence[Cell]) -> str:
+    """Self-attention, as in a report, or else the block that was named first."""
+    from ctxbench.report import DEFAULT_BASELINE
+
+    labels = [cell.label for cell in cells]
+    return DEFAULT_BASELINE if DEFAULT_BASELINE in labels else labels[0]
+
+
+def default_name(cells: Sequence[Cell], threads: int, first: str = "") -> str:
+    """The same command goes on in the same folder; another one gets its own."""
+    plan = " ".join([str(threads), *(cell.id for cell in cells)])
+    names = list(dict.fromkeys(cell.block for cell in cells))
+    readable = "_".join([*([first] if first else []), *names[:3], *(["more"] if len(names) > 3 else [])])[:40]
+    return f"{readable}-{hashlib.sha256(plan.encode()).hexdigest()[:8]}"
+
+
+def execute(run: Run | Submission) -> list[Record]:
+    from ctxbench.console import LiveReporter
+
+    try:
+        with LiveReporter() as reporter:
+            return run.execute(reporter)
+    except KeyboardInterrupt:
+        raise InterruptedRun(f"interrupted; resume with: {resuming_command()}") from None
+
+
+def resuming_command() -> str:
+    """The command that was typed, but for what would start it over."""
+    return shlex.join(["ctxbench", *(word for word in sys.argv[1:] if word != "--fresh")])
+
+
+def print_plan(cells: Sequence[Cell], as_json: bool) -> None:
+    """The cells of a run, one a line or as JSON."""
+    if as_json:
+        click.echo(
+            json.dumps(
+                [
+                    {"cell_id": cell.id} | dataclasses.asdict(cell) | {"options": dict(cell.options)}
+                    for cell in cells
+                ],
+                indent=1,
+            )
+        )
+        return
+    for cell in cells:
+        click.echo(f"{cell.id}  {cell.label}  {'x'.join(map(str, cell.shape))}  {cell.dtype}  {cell.mode}")
+
+
+def print_records(records: list[Record]) -> None:
+    click.echo(json.dumps([record.model_dump() for record in records], indent=1, allow_nan=False))
+
+
+def print_places(records: list[Record], folder: str) -> None:
+    """Where a run lies, and what it holds beside its records."""
+    if any(record.status == "ok" for record in records):
+        click.echo(f"in {folder}: panels (image, truth, prediction), curves (losses), weights")
+    click.echo(f"records: {folder}   page: {shlex.join(['ctxbench', 'report', folder])}")
+
+
+def shown(path: Path) -> str:
+    """A path as the user would type it."""
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+
+
+def print_networks(costs: list[NetworkCost], as_json: bool) -> None:
+    from ctxbench import networks
+    from ctxbench.console import print_tables
+
+    if as_json:
+        click.echo(json.dumps([cost.to_json() for cost in costs], indent=1))
+    else:
+        print_tables([networks.table(costs), networks.parts_table(costs)])
+
+
+def print_leaderboards(records: list[Record], baseline: str | None) -> None:
+    from ctxbench.console import print_tables
+    from ctxbench.report import tables_of
+
+    print_tables(tables_of([record.row for record in records], baseline))
+
+
+def exit_code(records: list[Record]) -> int:
+    from ctxbench.record import FAILED
+
+    return SOME_FAILED if any(record.status in FAILED for record in records) else OK

@@ -1,0 +1,72 @@
+"""Pictures of predictions: a sheet for each training, with images, truth and prediction as its columns."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+GAP = 4  # pixels between tiles
+SMALL, LARGER = 256, 2  # tiles below this width are shown so many times larger
+MAX_BYTES = 50_000_000
+
+Sample = tuple[np.ndarray, np.ndarray, np.ndarray]
+
+
+def sheet(samples: Iterable[Sample], palette: np.ndarray) -> bytes:
+    """PNG of equal tiles, a row for each sample.
+
+    Args:
+        samples: image (h, w, 3), RGB, labels (H, W) and predicted labels (H, W).
+        palette: colours of the classes (classes, 3); labels beyond are black.
+    """
+    shades = np.zeros((256, 3), dtype=np.uint8)
+    shades[: len(palette)] = palette
+    rows = [
+        [
+            np.asarray(Image.fromarray(np.ascontiguousarray(image)).resize(truth.shape[::-1])),
+            shades[truth],
+            shades[predicted],
+        ]
+        for image, truth, predicted in samples
+    ]
+    height, width = (max(row[0].shape[axis] for row in rows) for axis in (0, 1))
+    larger = LARGER if width < SMALL else 1
+    lines = [np.hstack([framed(tile, height, width, larger) for tile in row]) for row in rows]
+    whole = np.vstack(lines)[:-GAP, :-GAP]
+    file = io.BytesIO()
+    Image.fromarray(whole).save(file, "PNG")
+    return file.getvalue()
+
+
+def framed(tile: np.ndarray, height: int, width: int, larger: int) -> np.ndarray:
+    """The tile on white of this size, with a gap to its right and below."""
+    rest = ((0, height - tile.shape[0]), (0, width - tile.shape[1]), (0, 0))
+    padded = np.pad(tile, rest, constant_values=255).repeat(larger, 0).repeat(larger, 1)
+    return np.pad(padded, ((0, GAP), (0, GAP), (0, 0)), constant_values=255)
+
+
+def path_of(folder: Path, cell_id: str) -> Path:
+    """Where a run's folder keeps the sheet of a cell."""
+    return folder / "panels" / f"{cell_id}.png"
+
+
+def columns(path: Path) -> Sample | None:
+    """The three columns of a sheet that was written; None if there is none, or it is no sheet."""
+    try:
+        if not path.is_file() or path.stat().st_size > MAX_BYTES:
+            return None
+        with Image.open(path, formats=["PNG"]) as picture:
+            whole = np.asarray(picture.convert("RGB"))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return None
+    width = (whole.shape[1] - 2 * GAP) // 3
+    if width < 1:
+        return None
+    first, second, third = (
+        whole[:, start : start + width] for start in range(0, 3 * (width + GAP), width + GAP)
+    )
+    return first, second, third
