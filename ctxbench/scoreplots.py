@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -18,6 +19,7 @@ from ctxbench.scores import CHANCE, METRICS, SHARED, Entry, entries_of, groups_o
 if TYPE_CHECKING:
     import pandas as pd
 
+CUE = re.compile(r"legend-\d{1,2}(\.\d)?")  # a data set that differs from its like in the cue's share alone
 ACROSS = 8  # columns of a figure of predictions
 
 
@@ -97,7 +99,7 @@ def over_cues(rows: list[Row]) -> list[list[Row]]:
     """Rows of one protocol whose data differ in the cue alone, where there are several cues."""
     found: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
-        if row["context_iou"] is not None:
+        if row["context_iou"] is not None and CUE.fullmatch(row["dataset"] or ""):
             key = tuple(row[name] for name in (it for it in SHARED if it != "dataset"))
             found.setdefault(key, []).append(row)
     return [members for members in found.values() if len({row["dataset"] for row in members}) > 1]

@@ -1,9 +1,11 @@
 """The legend diagnostic: images whose classes can be told only with the help of a far cue.
 
 On a grey field lie red and green discs. Which of two classes a disc has depends on its colour and on
-whether the patches in the corners, the legend, are white or black: class = colour XOR legend. Neither
-alone says anything, and a network whose receptive field does not reach from a disc to a corner can do
-no better than chance. The yellow square and the legend itself are classes that a local network finds.
+whether the patches at the border, the legend, are white or black: class = colour XOR legend. Neither
+alone says anything, and a network whose receptive field does not reach from a disc to a patch can do
+no better than chance. The yellow square and the legend, white or black, are classes that a local network
+finds: what the cue says is learned in any case, and what remains is to bring it to the discs. Patches
+lie at the middles of the edges, in the rows or columns of the discs, or in the corners.
 
 The images are written in the layout of PASCAL VOC: `JPEGImages/*.png` (no lossy coding),
 `SegmentationClass/*.png` with a palette, `ImageSets/Segmentation/{train,val}.txt`.
@@ -12,6 +14,7 @@ The images are written in the layout of PASCAL VOC: `JPEGImages/*.png` (no lossy
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -25,14 +28,53 @@ RADII = (4, 8)
 SQUARE = (8, 12)
 NOISE = 12.0
 DONE = "recipe.json"
-CLASSES = ("background", "disc a", "disc b", "plain", "legend")
+CLASSES = ("background", "disc a", "disc b", "plain", "black legend", "white legend")
 CONTEXT = (1, 2)  # the classes that need the cue
-PALETTE = ((70, 70, 70), (213, 94, 0), (0, 114, 178), (240, 228, 66), (204, 121, 167))
+BLACK_LEGEND = 4  # and 5, the white one
+PALETTE = ((70, 70, 70), (213, 94, 0), (0, 114, 178), (240, 228, 66), (140, 60, 110), (225, 160, 200))
 RED, GREEN, YELLOW = (200, 40, 40), (40, 170, 60), (230, 210, 40)
 WHITE, BLACK = 235, 20
-# Share of the image in per cent -> how many corners carry a patch, and its side in pixels.
-CUES = {"1.6": (1, 16), "4": (2, 18), "8": (4, 18), "14": (4, 24)}
+DESIGN = 2  # changes with what is drawn
 DEFAULT_CUE = "14"
+
+
+@dataclass(frozen=True)
+class Cue:
+    """The legend's patches.
+
+    Attributes:
+        count: how many of the four edges or corners carry one.
+        depth, width: of a patch in pixels, across its edge and along it.
+        corner: whether it lies in a corner instead of the middle of an edge.
+    """
+
+    count: int
+    depth: int
+    width: int
+    corner: bool = False
+
+    @property
+    def share(self) -> float:
+        """Of the image in per cent."""
+        return 100 * self.count * self.depth * self.width / SIDE**2
+
+    def patches(self, random: np.random.Generator) -> Iterator[tuple[slice, slice]]:
+        """Rows and columns of each patch, its side drawn."""
+        near, far = slice(0, self.depth), slice(SIDE - self.depth, SIDE)
+        middle = slice((SIDE - self.width) // 2, (SIDE + self.width) // 2)
+        edges = ((near, middle), (far, middle), (middle, near), (middle, far))
+        corners = ((near, near), (near, far), (far, near), (far, far))
+        for side in random.permutation(4)[: self.count]:
+            yield (corners if self.corner else edges)[side]
+
+
+CUES = {
+    "1.6": Cue(1, 6, 44),
+    "4": Cue(2, 7, 44),
+    "8": Cue(4, 7, 44),
+    "14": Cue(4, 13, 44),
+    "14-corners": Cue(4, 24, 24, corner=True),
+}
 
 
 @dataclass(frozen=True)
@@ -40,7 +82,7 @@ class Recipe:
     """What a data set is made of; equal recipes give equal files.
 
     Attributes:
-        cue: area of the legend in per cent of the image, one of `CUES`.
+        cue: one of `CUES`, named by the legend's share of the image in per cent.
         train, val: numbers of images.
         seed: of all random numbers.
     """
@@ -53,18 +95,15 @@ class Recipe:
 
 def draw(random: np.random.Generator, cue: str, white: bool | None = None) -> tuple[np.ndarray, np.ndarray]:
     """One image (H, W, 3), uint8, and its labels (H, W), uint8; `white` fixes the legend's shade."""
-    corners, side = CUES[cue]
     level = random.uniform(90, 160)
     image = level + random.normal(0, NOISE, (SIDE, SIDE, 1)) + random.normal(0, NOISE / 3, (SIDE, SIDE, 3))
     labels = np.zeros((SIDE, SIDE), dtype=np.uint8)
     drawn = bool(random.integers(2))
     light = drawn if white is None else white
     shade = WHITE if light else BLACK
-    for corner in random.permutation(4)[:corners]:
-        top, left = (0 if corner < 2 else SIDE - side), (0 if corner % 2 == 0 else SIDE - side)
-        area = np.s_[top : top + side, left : left + side]
-        image[area] = shade + random.normal(0, NOISE / 2, (side, side, 1))
-        labels[area] = 4
+    for area in CUES[cue].patches(random):
+        image[area] = shade + random.normal(0, NOISE / 2, (*labels[area].shape, 1))
+        labels[area] = BLACK_LEGEND + light
     place_square(random, image, labels)
     for _ in range(DISCS):
         green = bool(random.integers(2))
@@ -134,4 +173,4 @@ def is_complete(folder: Path, recipe: Recipe) -> bool:
 
 
 def written(recipe: Recipe) -> str:
-    return json.dumps(asdict(recipe), sort_keys=True) + "\n"
+    return json.dumps(asdict(recipe) | {"design": DESIGN}, sort_keys=True) + "\n"

@@ -18,9 +18,13 @@ def scene(seed: int, cue: str = "14", white: bool | None = None) -> tuple[np.nda
     return draw(np.random.default_rng(seed), cue, white)
 
 
+def legend_of(labels: np.ndarray) -> np.ndarray:
+    return labels >= legend.BLACK_LEGEND
+
+
 def shade(image: np.ndarray, labels: np.ndarray) -> bool:
     """Whether the legend is white."""
-    return bool(image[labels == 4].mean() > 128)
+    return bool(image[legend_of(labels)].mean() > 128)
 
 
 @pytest.mark.parametrize("cue", CUES)
@@ -53,27 +57,48 @@ def test_neither_colour_nor_legend_alone_tells_the_class() -> None:
 def test_the_legend_covers_what_its_name_says_and_lies_far_from_the_discs(cue: str) -> None:
     for seed in SEEDS:
         _, labels = scene(seed, cue)
-        assert 100 * (labels == 4).mean() == pytest.approx(float(cue), abs=0.1)
+        assert 100 * legend_of(labels).mean() == pytest.approx(CUES[cue].share)
+        assert CUES[cue].share == pytest.approx(float(cue.removesuffix("-corners")), abs=0.5)
         rows, columns = np.nonzero(np.isin(labels, legend.CONTEXT))
         for places in (rows, columns):
             assert MARGIN <= places.min() <= places.max() < SIDE - MARGIN
-    assert MARGIN - max(side for _, side in CUES.values()) > 7 + 8, (
+    assert MARGIN - max(it.depth for it in CUES.values()) > 7 + 8, (
         "a local network's field, and its interpolation"
     )
+
+
+@pytest.mark.parametrize("cue", [name for name in CUES if not CUES[name].corner])
+def test_edges_hold_the_cue_in_the_row_or_column_of_every_disc(cue: str) -> None:
+    for seed in SEEDS:
+        _, labels = scene(seed, cue)
+        rows, columns = np.nonzero(np.isin(labels, legend.CONTEXT))
+        crossing = legend_of(labels[rows]).any(1) | legend_of(labels[:, columns]).any(0)
+        assert crossing.all()
+
+
+def test_corners_hold_it_in_no_row_or_column_of_a_disc() -> None:
+    for seed in SEEDS:
+        _, labels = scene(seed, "14-corners")
+        rows, columns = np.nonzero(np.isin(labels, legend.CONTEXT))
+        assert not legend_of(labels[rows]).any()
+        assert not legend_of(labels[:, columns]).any()
 
 
 def test_inverting_the_legend_inverts_the_classes_and_changes_no_other_pixel() -> None:
     for seed in SEEDS:
         (image, labels), (other, inverted) = scene(seed, white=True), scene(seed, white=False)
-        assert np.array_equal(labels == 4, inverted == 4)
-        assert np.array_equal(image[labels != 4], other[inverted != 4])
+        patches = legend_of(labels)
+        assert np.array_equal(patches, legend_of(inverted))
+        assert np.array_equal(image[~patches], other[~patches])
+        assert set(labels[patches]) | set(inverted[patches]) == {4, 5}
         discs = np.isin(labels, legend.CONTEXT)
         assert np.array_equal(3 - labels[discs], inverted[discs])
 
 
 def test_images_have_five_discs_and_one_square_as_a_rule() -> None:
     found = [set(np.unique(scene(seed)[1])) for seed in SEEDS]
-    assert all({0, 3, 4} <= classes for classes in found)
+    assert all({0, 3} <= classes for classes in found)
+    assert all(len({4, 5} & classes) == 1 for classes in found)
     assert np.mean([bool(classes & {1, 2}) for classes in found]) == 1
     assert np.mean([{1, 2} <= classes for classes in found]) > 0.8
 
@@ -109,6 +134,10 @@ def test_what_is_there_is_kept_and_what_is_incomplete_is_made_anew(tmp_path: Pat
     generate(tmp_path, recipe)
     assert image.stat().st_mtime_ns == before
     (tmp_path / "recipe.json").unlink()
+    generate(tmp_path, recipe)
+    assert image.stat().st_mtime_ns > before
+    (tmp_path / "recipe.json").write_text('{"cue": "14", "seed": 0, "train": 2, "val": 1}')  # an older design
+    before = image.stat().st_mtime_ns
     generate(tmp_path, recipe)
     assert image.stat().st_mtime_ns > before
     text = image.read_bytes()

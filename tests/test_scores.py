@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from ctxbench.panels import path_of, sheet
 from ctxbench.record import Row
 from ctxbench.scoreplots import figures
 from ctxbench.scores import score_tables
@@ -117,11 +120,30 @@ def test_every_seed_is_drawn_and_the_cues_beside_one_another() -> None:
         for seed in (0, 1)
         for cue in (1.6, 14)
     ]
-    drawn = {picture.name: picture for picture in figures(rows, to_frame(rows))}
+    drawn = {picture.name: picture for picture in figures(rows, to_frame(rows), {})}
     assert list(drawn) == ["scores-0", "scores-1", "cues-0"]
     assert all(picture.png().startswith(b"\x89PNG") for picture in drawn.values())
     (axes,) = drawn["cues-0"].figure.axes
     assert [list(line.get_xdata()) for line in axes.lines[:2]] == [[1.6, 14.0]] * 2
+
+
+def test_predictions_of_all_blocks_stand_side_by_side(tmp_path: Path) -> None:
+    """Of the first seed that all have; a block without its sheet is left out."""
+    seeds = ("a", 1), ("b", 0), ("b", 1), ("c", 1)
+    rows = [trained(spec, seed, 0.5, cell_id=f"{place:016x}") for place, (spec, seed) in enumerate(seeds)]
+    shade = {"a": 1, "b": 2}
+    (tmp_path / "panels").mkdir()
+    for row in rows[:3]:
+        truth = np.zeros((30, 300), np.uint8)
+        picture = np.zeros((30, 300, 3), np.uint8), truth, truth + shade[row["spec"]]
+        palette = np.array([(0, 0, 0), (1, 1, 1), (2, 2, 2)], np.uint8)
+        path_of(tmp_path, row["cell_id"]).write_bytes(sheet([picture], palette))
+    folders = {rows[0]["run_id"]: tmp_path}
+    drawn = {picture.name: picture for picture in figures(rows, to_frame(rows), folders)}
+    assert list(drawn) == ["scores-0", "predictions-0"]
+    assert "seed 1" in drawn["predictions-0"].caption
+    titles = [axes.get_title("left") for axes in drawn["predictions-0"].figure.axes]
+    assert titles == ["image", "truth", "a\n50.0", "b\n50.0"]
 
 
 def test_of_a_seed_that_was_trained_twice_the_latest_counts() -> None:

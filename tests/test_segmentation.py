@@ -17,12 +17,13 @@ import torch
 from PIL import Image
 
 import blocks
+from blocks import registry
 from ctxbench import networks, taskgrid, training
 from ctxbench.errors import UsageError
 from tasks import legend
 from tasks.segmentation import checkpoints, heads, parts
 from tasks.segmentation import training as engine
-from tasks.segmentation.data import ADE20K, CLASSES, CONTEXT, DATASETS, VOC
+from tasks.segmentation.data import ADE20K, CITYSCAPES, CLASSES, CONTEXT, DATASETS, VOC
 from tasks.segmentation.models import MODELS
 from tasks.segmentation.recipes import DEMO, RECIPES
 
@@ -51,7 +52,7 @@ def job(data: Path, block: str = "a2", **fields: Any) -> engine.Job:
     )
 
 
-def cost_of(task: str, model: str, block: str = "") -> networks.NetworkCost:
+def cost_of(task: str, model: str, block: str | None = None) -> networks.NetworkCost:
     grid = taskgrid.make_grid(task, "mmseg" if task != "voc" else None, block, models=model)
     (cost,) = networks.estimate(grid.cells())
     return cost
@@ -379,7 +380,8 @@ def voc_layout(root: Path, data: Any, names: dict[str, int], classes: int) -> No
     """A few generated images in a data set's own layout."""
     rng = np.random.default_rng(0)
     for split, part in data.splits.items():
-        stems = [f"{split}_{number}" for number in range(names.get(split, 2))]
+        city = "aachen/" if data is CITYSCAPES else ""
+        stems = [f"{city}{split}_{number}" for number in range(names.get(split, 2))]
         for stem in stems:
             image, labels = legend.draw(rng, "14")
             for folder, suffix, picture in (
@@ -402,6 +404,7 @@ def voc_layout(root: Path, data: Any, names: dict[str, int], classes: int) -> No
         ("voc", "mmseg", VOC),
         ("pascal-context", "mmseg", CONTEXT),
         ("ade20k", "paper", ADE20K),
+        ("cityscapes", "mmseg", CITYSCAPES),
     ],
 )
 def test_real_layouts_are_trained_on(tmp_path: Path, task: str, preset: str, data_set: Any) -> None:
@@ -427,7 +430,7 @@ def saved(path: Path, content: Any) -> Path:
 
 
 def wanted(model: str = "light-ham-van-tiny", task: str = "ade20k") -> dict[str, torch.Tensor]:
-    grid = taskgrid.make_grid(task, None, "", models=model)
+    grid = taskgrid.make_grid(task, None, None, models=model)
     (cell,) = grid.cells()
     assert isinstance(cell, taskgrid.TaskCell)
     return engine.build(cell.job(0)).state_dict()
@@ -574,6 +577,10 @@ def test_a_file_that_is_no_checkpoint_is_told(tmp_path: Path, content: bytes) ->
         ({"task": "vocs"}, "no task"),
         ({"preset": "demos"}, "--preset"),
         ({"models": "resnet"}, "--model"),
+        ({"models": ""}, "--model is empty"),
+        ({"specs": ""}, "--blocks is empty"),
+        ({"preset": ""}, "--preset"),
+        ({"preset": "demo", "cues": ","}, "--cue is empty"),
         ({"seeds": "a"}, "--seeds"),
         ({"preset": "demo", "cues": "3"}, "--cue"),
         ({"preset": "paper", "cues": "14"}, "--cue is for"),
@@ -589,14 +596,81 @@ def test_what_is_not_known_is_a_mistake(axes: dict[str, Any], words: str) -> Non
 
 
 def test_a_network_has_its_own_block_with_its_own_options_unless_others_are_asked_for() -> None:
-    def label(blocks: str) -> str:
+    def label(blocks: str | None) -> str:
         (cell,) = taskgrid.make_grid("ade20k", None, blocks, models="light-ham-d256-van-tiny").cells()
         return cell.label
 
-    assert label("") == label("light-ham") == "light-ham[rank=16]"
+    assert label(None) == label("light-ham") == "light-ham[rank=16]"
     assert label("light-ham[rank=8]") == "light-ham[rank=8]"
     assert label("light-ham[rank=64]") == "light-ham", "asked for, though it is the block's default"
     assert label("a2") == "a2"
+
+
+def test_other_data_are_another_cell(tmp_path: Path) -> None:
+    """The lists and the labels' names and sizes are what data are told apart by."""
+
+    def ids() -> set[str]:
+        return {cell.id for cell in taskgrid.make_grid("voc", "paper", "none", data_root=tmp_path).cells()}
+
+    nowhere = ids()
+    voc_layout(tmp_path, VOC, {}, 21)
+    first = ids()
+    assert first == ids() != nowhere
+    names = tmp_path / VOC.folder / "ImageSets/Segmentation/val.txt"
+    names.write_text(names.read_text().splitlines()[0] + "\n")
+    fewer = ids()
+    assert fewer != first
+    Image.new("L", (7, 7)).save(next((tmp_path / VOC.folder / "SegmentationClass").iterdir()))
+    assert ids() not in (first, fewer)
+
+
+def test_a_list_that_cannot_be_read_is_told(tmp_path: Path) -> None:
+    voc_layout(tmp_path, VOC, {}, 21)
+    names = tmp_path / VOC.folder / "ImageSets/Segmentation/val.txt"
+    names.unlink()
+    names.mkdir()
+    with pytest.raises(UsageError, match=r"cannot read .*val\.txt: Is a directory"):
+        taskgrid.make_grid("voc", "paper", "none", data_root=tmp_path).cells()
+
+
+class Miscounted(blocks.ContextBlock):
+    """Says that it has a parameter more, or one product more."""
+
+    def __init__(self, channels: int, *, params: int = 0, products: int = 0) -> None:
+        super().__init__(channels)
+        self.said = params, products
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+    def macs(self, height: int, width: int) -> int:
+        return self.said[1]
+
+    def param_count(self) -> int:
+        return self.said[0]
+
+
+@pytest.mark.parametrize(("option", "words"), [("params", "param_count"), ("products", "macs")])
+def test_an_estimate_of_a_block_that_counts_wrongly_is_refused(
+    monkeypatch: pytest.MonkeyPatch, option: str, words: str
+) -> None:
+    blocks.names()  # find those of the catalogue first
+    monkeypatch.setattr(registry, "_catalogue", dict(registry._catalogue))
+    about = dict.fromkeys(("title", "family", "summary", "complexity", "formula"), "for a test")
+    blocks.register("miscounted", **about, paper=None)(Miscounted)
+    grid = taskgrid.make_grid("ade20k", None, f"miscounted[{option}=7]", models="light-ham-van-tiny")
+    with pytest.raises(UsageError, match=rf"{words}\(\) gives 7, but there are 0"):
+        networks.estimate(grid.cells())
+
+
+def test_the_help_lists_every_preset() -> None:
+    from click.testing import CliRunner
+
+    from ctxbench.cli import main
+
+    text = CliRunner().invoke(main, ["task", "--help"]).output
+    for name, presets in RECIPES.items():
+        assert f"{name:14}  {', '.join(presets)}" in text
 
 
 def test_every_cell_has_an_id_of_its_own() -> None:

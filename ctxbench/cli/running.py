@@ -145,7 +145,9 @@ def profile_command(
 @click.option(
     "--seeds", default="0", show_default=True, help="Seeds, separated by commas; paired over blocks."
 )
-@click.option("--cue", "cues", help="Area of the demo's cue in per cent: 1.6, 4, 8, 14 (default 14).")
+@click.option(
+    "--cue", "cues", help="The demo's cue, in per cent of the image: 1.6, 4, 8, 14 (default), 14-corners."
+)
 @click.option(
     "--iterations", type=click.IntRange(0, 10_000_000), help="Instead of the preset's; 0 only scores."
 )
