@@ -162,6 +162,8 @@ def generate_data(cells: Sequence[TaskCell], folder: Path) -> None:
         if not legend.is_complete(target, recipe):
             partial = target.with_name(f"{target.name}-{secrets.token_hex(4)}")
             legend.generate(partial, recipe)
+            if not legend.is_complete(target, recipe):
+                shutil.rmtree(target, ignore_errors=True)  # of another design, or meddled with
             try:
                 partial.rename(target)
             except OSError:  # another run was first

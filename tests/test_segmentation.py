@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -671,6 +672,21 @@ def test_the_help_lists_every_preset() -> None:
     text = CliRunner().invoke(main, ["task", "--help"]).output
     for name, presets in RECIPES.items():
         assert f"{name:14}  {', '.join(presets)}" in text
+
+
+def test_images_of_another_design_are_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(legend, "Recipe", partial(legend.Recipe, train=2, val=1))
+    cells = taskgrid.make_grid("voc", "demo", "none").cells()
+    training.generate_data(cells, tmp_path)
+    folder = training.legend_folder(tmp_path, "14")
+    before = {path.name: path.read_bytes() for path in folder.rglob("*.*")}
+    (folder / "JPEGImages" / "train_0000.png").write_bytes(b"")
+    training.generate_data(cells, tmp_path)
+    assert not (folder / "JPEGImages" / "train_0000.png").read_bytes(), "what says that it is whole is kept"
+    (folder / "recipe.json").write_text("{}")
+    training.generate_data(cells, tmp_path)
+    assert {path.name: path.read_bytes() for path in folder.rglob("*.*")} == before
+    assert [path.name for path in (tmp_path / "data").iterdir()] == ["legend-14"]
 
 
 def test_every_cell_has_an_id_of_its_own() -> None:
