@@ -220,18 +220,18 @@ def original(error: BaseException) -> BaseException:
     return RuntimeError(words if kind else lines[-1])
 
 
-def join_processes(device: str) -> int:
-    """This process's rank among those that torchrun started; 0 without others."""
-    from tasks.segmentation import training
+def join_others(device: str) -> tuple[int, int]:
+    """Join the processes that torchrun or srun started with this one: its rank, and how many they are.
 
-    return training.join_processes(device)
+    Raises:
+        UsageError: when they cannot be joined.
+    """
+    from tasks import launch
 
-
-def processes() -> int:
-    """How many processes train together."""
-    from tasks.segmentation import training
-
-    return training.processes()
+    try:
+        return launch.join_processes(device), launch.processes()
+    except launch.JoinError as error:
+        raise UsageError(str(error)) from None
 
 
 def take_part(cells: Sequence[TaskCell], settings: Settings) -> None:

@@ -232,15 +232,16 @@ PROCESS = """
 import sys
 from pathlib import Path
 import torch
+from tasks import launch
 from tasks.segmentation import training
 from tasks.segmentation.recipes import DEMO
 
 torch.set_num_threads(1)
-rank = training.join_processes("cpu")
+rank = launch.join_processes("cpu")
 job = training.Job(DEMO, "localnet", "ham-nmf", {"rank": 4}, Path(sys.argv[1]), iterations=3)
 trained = training.train(job, Path("work"))
 torch.save(trained.network.state_dict(), f"{rank}.pt")
-print(rank, training.processes(), trained.result.miou)
+print(rank, launch.processes(), trained.result.miou)
 """
 
 

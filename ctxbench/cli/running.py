@@ -224,8 +224,8 @@ def task_command(
     from ctxbench.runner import Run
     from ctxbench.store import RunStore
 
-    rank = training.join_processes(device)
-    together = rank > 0 or training.processes() > 1
+    rank, count = training.join_others(device)
+    together = count > 1
     if together:
         executor = "inline"
     folder = (out or RUNS / default_name(plan, threads, name)).absolute()

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from tasks import legend
+from tasks.launch import processes
 from tasks.segmentation import compat
 from tasks.segmentation.data import LEGEND
 from tasks.segmentation.models import MODELS
@@ -352,26 +353,6 @@ def wrapping(device: str) -> Settings:
     if device == "cuda":
         return {"sync_bn": "torch"}
     return {"model_wrapper_cfg": {"type": "MMDistributedDataParallel", "device_ids": None}}
-
-
-def join_processes(device: str) -> int:
-    """Join the other processes that torchrun started; returns this one's rank, 0 without others.
-
-    mmengine would set a CUDA device in doing so, and leaves alone what is joined already.
-    """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return 0
-    if not torch.distributed.is_initialized():
-        if device == "cuda":
-            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        torch.distributed.init_process_group("nccl" if device == "cuda" else "gloo")
-    return torch.distributed.get_rank()
-
-
-def processes() -> int:
-    """How many processes train together."""
-    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-    return torch.distributed.get_world_size() if distributed else 1
 
 
 def peak_bytes(device: str) -> int:
