@@ -261,7 +261,8 @@ def specs_for(text: str, model: Any) -> list[BlockSpec]:
 def fitted(spec: BlockSpec, model: Any) -> BlockSpec:
     """The block with the model's options where no others were asked for."""
     info = blocks.info(spec.name)
-    usual = {name: value for name, value in model.usual.items() if name in info.options}
+    usual = {**model.usual.get("all", {}), **model.usual.get(spec.name, {})}
+    usual = {name: value for name, value in usual.items() if name in info.options}
     own = model.options if spec.name == model.block else {}
     typed = {name: value for name, value in spec.options if name in spec.typed}
     return BlockSpec(spec.name, tuple(sorted(info.resolve(usual | own | typed).items())), spec.typed)

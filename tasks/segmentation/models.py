@@ -25,7 +25,8 @@ class Model:
         title: its name in papers.
         block, options: what its slot holds in the paper; the options replace that block's defaults.
         parts: makes backbone, head and auxiliary head (None: none).
-        usual: options of every block that has them, where others are not asked for.
+        usual: options where others are not asked for: under "all" those of every block that has them,
+            under a block's name its own.
         size: (height, width) of the input that its published MACs refer to.
         align_corners: how logits are resized.
     """
@@ -35,7 +36,7 @@ class Model:
     block: str
     parts: Callable[[], tuple[Config, Config, Config | None]]
     options: Config = field(default_factory=dict)
-    usual: Config = field(default_factory=dict)
+    usual: dict[str, Config] = field(default_factory=dict)
     size: tuple[int, int] = (512, 512)
     align_corners: bool = False
 
@@ -178,8 +179,15 @@ def local() -> tuple[Config, Config, Config | None]:
 def models() -> list[Model]:
     wide: Config = {"size": (512, 2048)}
     found = [
-        # As many channels for each base as in the paper: 512 for 64.
-        Model("localnet", "LocalNet", "ham-nmf", local, usual={"rank": 8}),
+        # As many channels for each base as in the paper, 512 for 64; and scores that do not saturate the softmax,
+        # which would leave attention without a gradient in half of the seeds.
+        Model(
+            "localnet",
+            "LocalNet",
+            "ham-nmf",
+            local,
+            usual={"all": {"rank": 8}, "self-attn": {"scale": True}},
+        ),
         Model("hamnet-r50", "HamNet ResNet-50", "ham-nmf", partial(resnet, 50), **wide),
         Model("hamnet-r101", "HamNet ResNet-101", "ham-nmf", partial(resnet, 101), **wide),
         Model(
@@ -197,7 +205,7 @@ def models() -> list[Model]:
             "HamNet (VOC) ResNet-50",
             "ham-nmf",
             partial(resnet, 50, paper=True),
-            usual={"version": "v2"},
+            usual={"all": {"version": "v2"}},
             size=(513, 513),
             align_corners=True,
         ),
@@ -206,7 +214,7 @@ def models() -> list[Model]:
             "HamNet (VOC) ResNet-101",
             "ham-nmf",
             partial(resnet, 101, paper=True),
-            usual={"version": "v2"},
+            usual={"all": {"version": "v2"}},
             size=(513, 513),
             align_corners=True,
         ),
