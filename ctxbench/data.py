@@ -7,7 +7,7 @@ from pathlib import Path
 from ctxbench.errors import UsageError
 from ctxbench.fetch import ARCHIVES, Archive
 from ctxbench.tables import Column, Table
-from tasks.segmentation.data import DATASETS, LEGEND, DataSet
+from tasks.segmentation.data import DATASETS, LEGEND, DataSet, is_there
 
 NAMED = 3  # missing paths that are named
 
@@ -24,7 +24,7 @@ def state(data: DataSet, root: Path) -> str:
         return "complete"
     names = [str(path.relative_to(root / data.folder)) for path in missing[:NAMED]]
     more = f" and {len(missing) - NAMED} more" if len(missing) > NAMED else ""
-    return f"missing {', '.join(names)}{more}" if (root / data.folder).exists() else "not there"
+    return f"missing {', '.join(names)}{more}" if is_there(Path.is_dir, root / data.folder) else "not there"
 
 
 def table(root: Path) -> Table[DataSet]:
@@ -32,7 +32,7 @@ def table(root: Path) -> Table[DataSet]:
         Column[DataSet]("data set", lambda it: it.name, numeric=False),
         Column[DataSet]("folder", lambda it: str(root / it.folder), numeric=False),
         Column[DataSet]("state", lambda it: state(it, root), numeric=False),
-        Column[DataSet]("how to get it", lambda it: it.advice, numeric=False),
+        Column[DataSet]("how to get it", lambda it: it.advice if it.missing(root) else "", numeric=False),
     ]
     return Table(f"Data sets in {root}", columns, known())
 

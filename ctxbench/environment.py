@@ -34,6 +34,7 @@ MEASURING = (
     "statistics",
     "subject",
 )
+TRAINING = ("gate", "pinning", "taskgrid", "training")  # the same of a score, beside all of tasks/
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # glibc's malloc.h
 
 # The columns of a record that decide whether timings may be compared.
@@ -284,7 +285,7 @@ def program_hash(kind: str = "profile") -> str:
     """Changes with the catalogue's source, with that of what measures or trains, and with ctxbench's version."""
     here = Path(__file__).parent
     measuring = [here / f"{name}.py" for name in MEASURING]
-    training = [here / "training.py", here / "taskgrid.py", *(here.parent / "tasks").rglob("*.py")]
+    training = [*(here / f"{name}.py" for name in TRAINING), *(here.parent / "tasks").rglob("*.py")]
     return digest_of([*catalogue(), *(training if kind == "task" else measuring)])
 
 

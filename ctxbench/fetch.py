@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import http.client
+import lzma
 import os
 import tarfile
 import urllib.error
 import urllib.request
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +21,7 @@ from ctxbench.errors import RunError, UsageError, first_line
 
 CHUNK = 2**20
 TIMEOUT_S = 60
+DAMAGED = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError)
 
 
 @dataclass(frozen=True)
@@ -72,9 +76,17 @@ def fetch(archive: Archive, root: Path, tell: Callable[[str], None] = lambda tex
         root.mkdir(parents=True, exist_ok=True)
         if not path.exists():
             download(archive, path, tell)
+        elif digest_of(path, archive.algorithm) != archive.digest:
+            raise RunError(f"{path} is not the expected file: its {archive.algorithm} differs; remove it")
+    except urllib.error.HTTPError as error:
+        raise RunError(f"cannot fetch {archive.url}: {error.code} {error.reason}") from None
     except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
         reason = getattr(error, "reason", error)
         raise RunError(f"cannot fetch {archive.url}: {reason}; the same command goes on") from None
+    except (http.client.HTTPException, ValueError) as error:
+        raise RunError(
+            f"cannot fetch {archive.url}: {type(error).__name__}; the same command goes on"
+        ) from None
     except OSError as error:
         raise UsageError(f"cannot write to {root}: {error.strerror}") from None
     tell(f"unpacking {path}")
@@ -93,7 +105,7 @@ def download(archive: Archive, path: Path, tell: Callable[[str], None]) -> None:
                 file.truncate(0)
                 done = 0
             total = done + int(answer.headers.get("Content-Length", 0))
-            while part := answer.read(CHUNK):
+            while part := received(answer):
                 file.write(part)
                 done += len(part)
                 tell(f"{archive.name}: {done / 2**20:,.0f} of {total / 2**20:,.0f} MiB")
@@ -110,6 +122,18 @@ def download(archive: Archive, path: Path, tell: Callable[[str], None]) -> None:
     os.replace(partial, path)
 
 
+def received(answer: Any) -> bytes:
+    """The next part of a file.
+
+    Raises:
+        ConnectionError: for whatever keeps it from coming.
+    """
+    try:
+        return bytes(answer.read(CHUNK))
+    except (OSError, http.client.HTTPException) as error:
+        raise ConnectionError(first_line(error) or type(error).__name__) from error
+
+
 def digest_of(path: Path, algorithm: str) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, algorithm).hexdigest()
@@ -122,7 +146,9 @@ def unpack(archive: Archive, path: Path, root: Path) -> None:
             if size > archive.largest:
                 raise RunError(f"{path} would unpack to {size:,} bytes, more than {archive.largest:,}")
             extract(root)
-    except (tarfile.TarError, zipfile.BadZipFile, EOFError) as error:
+    except RunError:
+        raise
+    except (*DAMAGED, RuntimeError) as error:  # zipfile tells of encryption and unknown methods by the latter
         raise RunError(f"cannot unpack {path}: {first_line(error)}") from None
     except OSError as error:
         raise RunError(f"cannot unpack {path}: {error.strerror or error}") from None

@@ -42,7 +42,7 @@ def accumulated(feature: Tensor) -> Tensor:
 
 def rank_of(shares: Tensor, share: float) -> int:
     """How many directions hold this share of the energy."""
-    return int((shares < share).sum()) + 1
+    return min(int((shares < share).sum()) + 1, len(shares))
 
 
 @contextmanager

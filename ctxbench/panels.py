@@ -11,7 +11,8 @@ from PIL import Image
 
 GAP = 4  # pixels between tiles
 SMALL, LARGER = 256, 2  # tiles below this width are shown so many times larger
-MAX_BYTES = 50_000_000
+MAX_BYTES, MAX_PIXELS = 50_000_000, 50_000_000
+TALLEST = 16  # times the width of a column
 
 Sample = tuple[np.ndarray, np.ndarray, np.ndarray]
 
@@ -60,11 +61,13 @@ def columns(path: Path) -> Sample | None:
         if not path.is_file() or path.stat().st_size > MAX_BYTES:
             return None
         with Image.open(path, formats=["PNG"]) as picture:
+            if picture.width * picture.height > MAX_PIXELS:
+                return None
             whole = np.asarray(picture.convert("RGB"))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return None
-    width = (whole.shape[1] - 2 * GAP) // 3
-    if width < 1:
+    height, width = whole.shape[0], (whole.shape[1] - 2 * GAP) // 3
+    if width < 1 or height > TALLEST * width:
         return None
     first, second, third = (
         whole[:, start : start + width] for start in range(0, 3 * (width + GAP), width + GAP)

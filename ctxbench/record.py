@@ -21,8 +21,17 @@ LongText = Annotated[str, Field(max_length=100_000)]
 Side = Annotated[int, Field(gt=0, lt=2**31)]
 Amount = Annotated[float, Field(ge=0, lt=1e15, allow_inf_nan=False)]
 Score = Annotated[float, Field(allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Ranking = Literal["miou", "context_iou"]
 
-
+TRAINED = (
+    "task",
+    "preset",
+    "model",
+    "dataset",
+    "train_iterations",
+    "protocol_json",
+)  # what every training has
 TOGETHER = (
     ("macs_counted", "macs_formula", "params", "memory_predicted_bytes"),
     ("latency_ms_median", "latency_ms_ci_low", "latency_ms_ci_high", "iterations", "converged"),
@@ -111,10 +120,10 @@ class Record(BaseModel):
     model: Text | None = None
     preset: Text | None = None
     dataset: Text | None = None
-    metric: Text | None = None
-    miou: Score | None = None
-    context_iou: Score | None = None
-    pixel_accuracy: Score | None = None
+    metric: Ranking | None = None
+    miou: Share | None = None
+    context_iou: Share | None = None
+    pixel_accuracy: Share | None = None
     fid: Score | None = None
     kid: Score | None = None
     is_mean: Score | None = None
@@ -152,6 +161,14 @@ class Record(BaseModel):
         for names in TOGETHER:
             if len({getattr(self, name) is None for name in names}) > 1:
                 raise ValueError(f"{', '.join(names)} must be given together")
+        if self.kind == "task" and (absent := [it for it in TRAINED if getattr(self, it) is None]):
+            raise ValueError(f"a training without {', '.join(absent)}")
+        if (
+            self.kind == "task"
+            and self.status == "ok"
+            and (self.metric is None or getattr(self, self.metric) is None)
+        ):
+            raise ValueError("a training without its score")
         for name in type(self).model_fields:
             text = getattr(self, name)
             if name.endswith("_json") and text is not None:

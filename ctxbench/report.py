@@ -47,7 +47,8 @@ METHOD = {
         "not the best one.",
         "The score of a block is the mean over its seeds, and “seeds from - to” their range: a difference "
         "within it is none. Rows of different protocol, data, network, machine or code are not in one table.",
-        "CPU time: of training and the evaluations during it, over all threads and the processes that load data.",
+        "CPU time: from the first iteration to the last with the evaluations between them, over all threads and "
+        "the processes that load data.",
     ),
 }
 ENVIRONMENT = (

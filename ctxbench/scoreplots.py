@@ -33,13 +33,14 @@ def figures(rows: list[Row], frame: pd.DataFrame, folders: Mapping[str, Path]) -
     found = []
     with matplotlib.rc_context(cast(Any, STYLE)):
         for number, members in enumerate(groups_of(rows)):
-            entries, metric = [it for it in entries_of(members) if it.done], metric_of(members)
+            metric = metric_of(members)
+            entries = [it for it in entries_of(members) if it.values(metric)]
             if len(entries) > 1:
                 caption = f"{title_of(members[0])}: every seed, and the mean"
                 found.append(Picture(f"scores-{number}", caption, scores(entries, metric, look)))
             sheets = [(row, sheet) for row, sheet in sheets_of(entries, folders) if sheet is not None]
             if sheets:
-                caption = f"{title_of(members[0])}: what is predicted, seed {sheets[0][0]['seed']}"
+                caption = f"{title_of(members[0])}: what is predicted, with the {METRICS[metric]}, seed {sheets[0][0]['seed']}"
                 found.append(Picture(f"predictions-{number}", caption, predictions(sheets, metric)))
         for number, members in enumerate(over_cues(rows)):
             caption = "Context IoU over the cue's share of the image: every seed, and the mean"
@@ -79,7 +80,7 @@ def predictions(sheets: list[tuple[Row, Sample]], metric: str) -> Figure:
     """Images and truth, which are the same for all, and each block's prediction."""
     image, truth, _ = sheets[0][1]
     titled = [("image", image), ("truth", truth)]
-    titled += [(f"{row['spec']}\n{100 * row[metric]:.1f}", sheet[2]) for row, sheet in sheets]
+    titled += [(f"{row['spec']}\n{100 * row[metric]:.1f} %", sheet[2]) for row, sheet in sheets]
     down = -(-len(titled) // ACROSS)
     across = -(-len(titled) // down)
     height, width = image.shape[:2]

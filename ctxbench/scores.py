@@ -13,7 +13,7 @@ from ctxbench.tables import MISSING, Column, Table, machine, number
 
 SHARED = (
     *("task", "preset", "model", "dataset", "train_iterations", "scoring", "first_weights"),
-    *("dtype", "device_name", "torch", "program_hash"),
+    *("dtype", "device_name", "torch", "program_hash", "protocol_json"),
 )
 METRICS = {"context_iou": "context IoU (%)", "miou": "mIoU (%)"}
 CHANCE = 1 / 3  # context IoU of a network that cannot see the cue, with perfect borders
@@ -116,10 +116,9 @@ def flags(entry: Entry) -> str:
 def title_of(row: Row) -> str:
     precision = "" if row["dtype"] == "float32" else f", {row['dtype']}"
     scored = "" if row["scoring"] in (None, "single") else f", scored {row['scoring']}"
-    return (
-        f"{row['task']} ({row['preset']}): {row['model']} on {row['dataset']}, "
-        f"{row['train_iterations']:,} iterations{precision}{scored}"
-    )
+    trained = f"{row['train_iterations']:,} iterations" if row["train_iterations"] else "not trained"
+    network = f"{row['task']} ({row['preset']}): {row['model']} on {row['dataset']}"
+    return f"{network}, {trained}{precision}{scored}"
 
 
 def notes(rows: list[Row], entries: list[Entry], metric: str) -> list[str]:
@@ -128,17 +127,36 @@ def notes(rows: list[Row], entries: list[Entry], metric: str) -> list[str]:
         found.append(
             "Context IoU: mean of the two classes of discs, which a cue tells apart that a local network cannot "
             "see. Guessing gives a third with perfect borders, and less without; below 35 % a block is flagged as "
-            "at chance: it has not found the cue, or was not trained long enough to. mIoU holds three local classes "
+            "at chance: it has not found the cue, or was not trained long enough to. mIoU holds the local classes "
             "beside them."
         )
-    known = [row["protocol_json"] for row in rows if row["protocol_json"]]
-    for stage in json.loads(known[0]).get("stages", []) if known else []:
-        crop = "x".join(map(str, stage["crop"]))
-        found.append(
-            f"Protocol: {stage['train']}, {stage['iterations']:,} iterations of {stage['batch']} crops {crop}, "
-            f"{stage['optimizer']} {stage['learning_rate']:g}, scored {stage['scoring']}, last checkpoint. first weights: {stage.get('first_weights', 'random')}. {stage['note']}"
-        )
+    found += protocol_lines(rows[0]["protocol_json"])
+    found.append(
+        f"Code {rows[0]['program_hash'] or 'unknown'}, as long as nothing in blocks or training changes."
+    )
     return [*found, *ties(entries, metric)]
+
+
+def protocol_lines(text: str) -> list[str]:
+    """What the record says of each stage, if it can be read."""
+    try:
+        protocol = json.loads(text)
+        found = [protocol_line(stage) for stage in protocol["stages"]]
+        together = f"; {protocol['processes']:d} processes" if protocol["processes"] != 1 else ""
+        return [*found, f"Data {protocol['data_digest'] or 'unknown'}{together}."]
+    except (KeyError, TypeError, ValueError):
+        return []
+
+
+def protocol_line(stage: dict[str, Any]) -> str:
+    first = f"first weights: {stage['first_weights']}. {stage['note']}"
+    if not stage["iterations"]:
+        return f"Scored as they are, {stage['scoring']}; {first}"
+    crop = "x".join(map(str, stage["crop"]))
+    return (
+        f"Protocol: {stage['train']}, {stage['iterations']:,} iterations of {stage['batch']} crops {crop}, "
+        f"{stage['optimizer']} {stage['learning_rate']:g}, scored {stage['scoring']}, last checkpoint; {first}"
+    )
 
 
 def ties(entries: list[Entry], metric: str) -> list[str]:

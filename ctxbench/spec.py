@@ -83,6 +83,11 @@ class Cell:
         return {}
 
     @property
+    def details(self) -> str:
+        """What it is beside its block, in words."""
+        return f"{'x'.join(map(str, self.shape))}  {self.dtype}  {self.mode}"
+
+    @property
     def shape(self) -> tuple[int, int, int, int]:
         """(B, C, H, W) of the input."""
         return self.batch, self.channels, self.height, self.width

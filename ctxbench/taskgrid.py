@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -28,11 +29,12 @@ class TaskCell(Cell):
         task, preset: name the recipe.
         model: the network.
         cue: area of the legend's cue in per cent, where that is the data; "" elsewhere.
-        data: digest of the lists and labels that the data root holds; "": generated, or not there.
+        data: digest of the lists and labels that the data root holds, or of how they are drawn; "": not there.
         iterations: instead of the recipe's.
         scoring: how the network is evaluated.
         checkpoint, backbone: digests of the files with the first weights, of the whole network or of its
             backbone; "": none.
+        processes: how many train the network together.
     """
 
     task: str = ""
@@ -44,6 +46,7 @@ class TaskCell(Cell):
     scoring: str = "single"
     checkpoint: str = ""
     backbone: str = ""
+    processes: int = 1
 
     @property
     def kind(self) -> Literal["profile", "task"]:
@@ -60,6 +63,10 @@ class TaskCell(Cell):
         return f"{name}-{self.cue}" if self.cue else name
 
     @property
+    def details(self) -> str:
+        return f"{self.model}  {self.dataset}  {self.dtype}  seed {self.seed}"
+
+    @property
     def columns(self) -> dict[str, Any]:
         return {
             "task": self.task,
@@ -69,6 +76,7 @@ class TaskCell(Cell):
             "train_iterations": self.steps,
             "scoring": self.scoring,
             "first_weights": self.first_weights,
+            "protocol_json": json.dumps(self.protocol),
         }
 
     @property
@@ -86,7 +94,7 @@ class TaskCell(Cell):
     def protocol(self) -> dict[str, Any]:
         """What a reader must know to compare a score with another."""
         stages = [self.job(number).protocol() for number in range(len(self.stages))]
-        return {"stages": stages} | ({"data_digest": self.data} if self.data else {})
+        return {"stages": stages, "data_digest": self.data, "processes": self.processes}
 
     def steps_of(self, stage: Recipe) -> int:
         return stage.iterations if self.iterations is None else self.iterations
@@ -118,7 +126,7 @@ class TaskCell(Cell):
             iterations=self.iterations,
             dtype=self.dtype,
             device=self.device,
-            scoring=scoring or self.scoring,
+            scoring=scoring or (self.scoring if stage == len(self.stages) - 1 else "single"),
             state=state,
             first_weights=self.first_weights if stage == 0 else "previous stage",
         )
@@ -134,6 +142,7 @@ class TaskGrid:
         cues: of the legend diagnostic; None: its default.
         data_root: the folder of data sets.
         checkpoint, backbone: files with the first weights, of the whole network or of its backbone.
+        processes: how many train each network together.
     """
 
     task: str
@@ -149,6 +158,7 @@ class TaskGrid:
     data_root: Path = Path("data")
     checkpoint: Path | None = None
     backbone: Path | None = None
+    processes: int = 1
 
     def cells(self) -> list[TaskCell]:
         """All cells.
@@ -169,13 +179,14 @@ class TaskGrid:
         if self.cues is not None and not generated:
             raise UsageError("--cue is for --preset demo, whose images are generated")
         cues = listed(DEFAULT_CUE if self.cues is None else self.cues, CUES, "--cue") if generated else [""]
-        data = "" if generated else self.data_digest(recipe.data)
-        scoring = listed(self.scoring, SCORINGS, "--scoring")[0]
-        seeds = [int(text) for text in listed(self.seeds, None, "--seeds")]
+        if self.scoring not in SCORINGS:
+            raise UsageError(f"--scoring: {self.scoring!r} is not known; choose from {', '.join(SCORINGS)}")
+        seeds = list(dict.fromkeys(int(text) for text in listed(self.seeds, None, "--seeds")))
         digests = [
             "" if path is None else digest_of(path, option)
             for path, option in ((self.checkpoint, "--checkpoint"), (self.backbone, "--backbone"))
         ]
+        data = {cue: self.data_digest(recipe.data, cue) for cue in cues}
         return [
             TaskCell(
                 block=spec.name,
@@ -195,11 +206,12 @@ class TaskGrid:
                 preset=self.preset,
                 model=name,
                 cue=cue,
-                data=data,
+                data=data[cue],
                 iterations=self.iterations,
-                scoring=scoring,
+                scoring=self.scoring,
                 checkpoint=digests[0],
                 backbone=digests[1],
+                processes=self.processes,
             )
             for name in names
             for cue in cues
@@ -208,7 +220,11 @@ class TaskGrid:
             for spec in specs_for(MODELS[name].block if self.blocks is None else self.blocks, MODELS[name])
         ]
 
-    def data_digest(self, data: DataSet) -> str:
+    def data_digest(self, data: DataSet, cue: str) -> str:
+        from tasks import legend
+
+        if cue:
+            return hashlib.sha256(legend.written(legend.Recipe(cue)).encode()).hexdigest()[:16]
         try:
             return data.digest(self.data_root)
         except OSError as error:
@@ -276,6 +292,8 @@ def block_width(model: Any) -> int:
 
 def digest_of(path: Path, option: str) -> str:
     try:
+        if not path.is_file() and path.exists():
+            raise UsageError(f"{option}: {path} is no regular file")
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()[:16]
     except OSError as error:

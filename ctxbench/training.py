@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import secrets
 import shutil
@@ -43,8 +45,13 @@ def settle_tasks(
         monitor.measuring(f"{doing} {cell.label}, {cell.model} on {cell.dataset}, seed {cell.seed}")
         start = perf_counter()
         try:
-            with pinning.restored():  # training asks torch for deterministic algorithms
+            with (
+                alone(settings.folder, cell, settings.rank),
+                pinning.restored(),
+            ):  # of deterministic algorithms
                 outcome = train(cell, settings, monitor)
+        except BlockingIOError:
+            outcome = Outcome("skipped", {"reason": "another process is training it", "wall_s": 0.0})
         except RAISED as error:
             if settings.together:  # the others wait for this process, and cannot go on without it
                 raise RunError(f"{cell.label}: {first_line(original(error))}") from error
@@ -72,7 +79,8 @@ def train(cell: TaskCell, settings: Settings, monitor: Monitor) -> Outcome:
         trained = training.train(job, work, lambda text: monitor.working(f"{cell.label}: {text}"))
         state = {name: value.cpu() for name, value in trained.network.state_dict().items()}
         result = trained.result
-        curve, seconds, cpu = curve + result.curve, seconds + result.seconds, cpu + result.cpu_seconds
+        curve += [{"stage": number + 1} | point for point in result.curve]
+        seconds, cpu = seconds + result.seconds, cpu + result.cpu_seconds
     if settings.rank > 0:
         return Outcome("ok", {})
     for part in ("curves", "panels", "weights"):
@@ -94,7 +102,6 @@ def train(cell: TaskCell, settings: Settings, monitor: Monitor) -> Outcome:
         "train_cpu_s": cpu,
         "memory_measured_bytes": result.peak_bytes,
         "memory_source": "allocator" if cell.device == "cuda" else "resident",
-        "protocol_json": json.dumps(cell.protocol),
     }
     return Outcome("ok", columns)
 
@@ -122,7 +129,7 @@ def check_weights(cells: Sequence[TaskCell], settings: Settings) -> None:
     from tasks.segmentation.checkpoints import CheckpointError
 
     try:
-        for cell in cells:
+        for cell in {(it.model, it.block, it.options): it for it in cells}.values():
             weights_for(cell, settings)
     except CheckpointError as error:
         raise UsageError(str(error)) from None
@@ -179,6 +186,22 @@ def work_folder(folder: Path, cell: TaskCell) -> Path:
     return folder / "work" / f"{cell.id}-{environment.code_hash(cell.block, 'task')}"
 
 
+@contextlib.contextmanager
+def alone(folder: Path | None, cell: TaskCell, rank: int) -> Iterator[None]:
+    """While only this process trains the cell in this folder.
+
+    Raises:
+        BlockingIOError: if another one does.
+    """
+    if folder is None or rank > 0:
+        yield
+        return
+    (folder / "work").mkdir(parents=True, exist_ok=True)
+    with (folder / "work" / f"{cell.id}.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+
+
 def clear(cells: Sequence[Cell], folder: Path) -> None:
     """Remove the cells' checkpoints: they are done, or to be started over."""
     for cell in cells:
@@ -220,8 +243,22 @@ def original(error: BaseException) -> BaseException:
     return RuntimeError(words if kind else lines[-1])
 
 
-def join_others(device: str) -> tuple[int, int]:
-    """Join the processes that torchrun or srun started with this one: its rank, and how many they are.
+def count_processes() -> int:
+    """How many processes torchrun or srun started to train together.
+
+    Raises:
+        UsageError: when that is no number.
+    """
+    from tasks import launch
+
+    try:
+        return launch.announced()
+    except launch.JoinError as error:
+        raise UsageError(str(error)) from None
+
+
+def join_others(device: str) -> int:
+    """Join the processes that torchrun or srun started with this one; returns its rank.
 
     Raises:
         UsageError: when they cannot be joined.
@@ -229,7 +266,7 @@ def join_others(device: str) -> tuple[int, int]:
     from tasks import launch
 
     try:
-        return launch.join_processes(device), launch.processes()
+        return launch.join_processes(device)
     except launch.JoinError as error:
         raise UsageError(str(error)) from None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+from typing import Any
 
 import torch
 
@@ -20,22 +21,17 @@ def join_processes(device: str) -> int:
     Raises:
         JoinError: with the reason.
     """
+    if announced() == 1:
+        return 0
     try:
-        return join(device)
+        if not torch.distributed.is_initialized():
+            if device == "cuda":
+                torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+            torch.distributed.init_process_group("nccl" if device == "cuda" else "gloo")
     except KeyError as error:
         raise JoinError(f"cannot join the other processes: {error} is not set") from error
-    except (ValueError, OSError, RuntimeError, subprocess.SubprocessError) as error:
+    except (ValueError, OSError, RuntimeError) as error:
         raise JoinError(f"cannot join the other processes: {error}") from error
-
-
-def join(device: str) -> int:
-    adopt_slurm()
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return 0
-    if not torch.distributed.is_initialized():
-        if device == "cuda":
-            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        torch.distributed.init_process_group("nccl" if device == "cuda" else "gloo")
     return torch.distributed.get_rank()
 
 
@@ -43,6 +39,30 @@ def processes() -> int:
     """How many processes train together."""
     distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
     return torch.distributed.get_world_size() if distributed else 1
+
+
+def gathered(value: Any) -> list[Any]:
+    """What each of the processes that train together has, by rank."""
+    if processes() == 1:
+        return [value]
+    found: list[Any] = [None] * processes()
+    torch.distributed.all_gather_object(found, value)
+    return found
+
+
+def announced() -> int:
+    """How many processes were started to train together, joined or not.
+
+    Raises:
+        JoinError: for a number that is none.
+    """
+    try:
+        adopt_slurm()
+        return int(os.environ.get("WORLD_SIZE", "1"))
+    except KeyError as error:
+        raise JoinError(f"cannot join the other processes: {error} is not set") from error
+    except (ValueError, OSError, subprocess.SubprocessError) as error:
+        raise JoinError(f"cannot join the other processes: {error}") from error
 
 
 def adopt_slurm() -> None:

@@ -6,6 +6,7 @@ import functools
 import hashlib
 import http.server
 import io
+import socket
 import tarfile
 import threading
 import zipfile
@@ -185,10 +186,45 @@ def test_a_file_that_is_no_archive_is_told(tmp_path: Path, server: str) -> None:
 def test_a_server_that_does_not_answer_is_told_and_the_command_goes_on_later(
     tmp_path: Path, server: str
 ) -> None:
-    with pytest.raises(RunError, match="the same command goes on"):
+    with pytest.raises(RunError, match=r"404 Not Found$"):
         fetch(Archive(f"{server}/absent.tar", "md5", "0" * 32, 10), tmp_path / "root")
-    with pytest.raises(RunError, match="cannot fetch"):
+    with pytest.raises(RunError, match="the same command goes on"):
         fetch(Archive("http://127.0.0.1:9/data.tar", "md5", "0" * 32, 10), tmp_path / "root")
+
+
+def test_a_file_that_is_there_and_not_the_expected_one_is_not_unpacked(tmp_path: Path, server: str) -> None:
+    archive = serve(tmp_path, server, tape({"a": b""}))
+    (tmp_path / "root").mkdir()
+    (tmp_path / "root" / archive.name).write_bytes(tape({"b": b""}))
+    with pytest.raises(RunError, match="not the expected file"):
+        fetch(archive, tmp_path / "root")
+    assert not (tmp_path / "root" / "b").exists()
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"no HTTP at all\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: abc\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nX: " + b"y" * 70_000 + b"\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+    ],
+)
+def test_a_server_that_speaks_nonsense_is_told(tmp_path: Path, answer: bytes) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def once() -> None:
+            connection, _ = listening.accept()
+            with connection:
+                connection.recv(10_000)
+                connection.sendall(answer)
+
+        thread = threading.Thread(target=once, daemon=True)
+        thread.start()
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}/data.tar"
+        with pytest.raises(RunError, match="cannot fetch"):
+            fetch(Archive(url, "md5", "0" * 32, 10), tmp_path / "root")
+        thread.join(10)
 
 
 def test_a_root_that_is_a_file_is_the_users_mistake(tmp_path: Path, server: str) -> None:

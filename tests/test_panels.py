@@ -57,6 +57,17 @@ def test_a_picture_of_another_kind_or_too_narrow_is_left_out(tmp_path: Path) -> 
     assert panels.columns(tmp_path / "b.png") is None
 
 
+def test_a_picture_that_is_far_too_tall_is_left_out(tmp_path: Path) -> None:
+    Image.new("RGB", (11, 3000)).save(tmp_path / "a.png")
+    assert panels.columns(tmp_path / "a.png") is None
+
+
+def test_a_picture_of_too_many_pixels_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(panels, "MAX_PIXELS", 100)
+    Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
+    assert panels.columns(tmp_path / "a.png") is None
+
+
 def test_a_picture_that_would_fill_the_memory_is_left_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

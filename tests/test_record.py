@@ -16,6 +16,7 @@ from tests.factories import IDENTITY, failed_record, make_record
 count = st.integers(0, 2**63 - 1)
 amount = st.floats(0, 1e15, exclude_max=True)
 score = st.floats(allow_nan=False, allow_infinity=False) | st.none()
+share = st.floats(0, 1) | st.none()
 text = st.text(max_size=1000)
 costs = st.none() | st.fixed_dictionaries(
     dict.fromkeys(("params", "macs_counted", "macs_formula", "memory_predicted_bytes"), count)
@@ -37,7 +38,7 @@ records = st.builds(
     reason=text | st.none(),
     wall_s=amount | st.none(),
     first_call_ms=amount | st.none(),
-    miou=score,
+    miou=share,
     fid=score,
 )
 

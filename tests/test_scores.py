@@ -36,6 +36,8 @@ TASK: dict[str, Any] = {
     "dataset": "legend-14",
     "mode": "train",
     "train_iterations": 800,
+    "metric": "context_iou",
+    "protocol_json": json.dumps({"stages": [STAGE], "data_digest": "ab12", "processes": 1}),
 }
 
 
@@ -46,7 +48,6 @@ def trained(spec: str, seed: int, score: float, **fields: Any) -> Row:
         "context_iou": score,
         "miou": 0.6 + score / 5,
         "train_cpu_s": 30.0,
-        "protocol_json": json.dumps({"stages": [STAGE]}),
     }
     return make_record(**(TASK | no_times() | own | fields)).row
 
@@ -101,7 +102,10 @@ def test_only_one_protocol_stands_in_a_table(field: dict[str, Any]) -> None:
 
 
 def test_without_a_diagnostic_the_ranking_is_by_miou() -> None:
-    rows = [trained(spec, 0, 0.1, context_iou=None, miou=value) for spec, value in (("a", 0.6), ("b", 0.7))]
+    rows = [
+        trained(spec, 0, 0.1, context_iou=None, miou=value, metric="miou")
+        for spec, value in (("a", 0.6), ("b", 0.7))
+    ]
     (table,) = score_tables(rows)
     assert table.header[2] == "mIoU (%)"
     assert [line[0] for line in table.text] == ["b", "a"]
@@ -111,6 +115,46 @@ def test_without_a_diagnostic_the_ranking_is_by_miou() -> None:
 def test_the_protocol_is_told() -> None:
     (table,) = score_tables([trained("a", 0, 0.5)])
     assert "Protocol: train, 800 iterations of 8 crops 128x128, AdamW 0.002, scored single" in markdown(table)
+
+
+@pytest.mark.parametrize(
+    "protocol",
+    [
+        {},
+        {"stages": 5},
+        {"stages": [{}]},
+        {"stages": [STAGE | {"iterations": "many"}]},
+        {"stages": [STAGE], "data_digest": "", "processes": "x"},
+    ],
+)
+def test_a_protocol_that_cannot_be_read_is_left_out(protocol: dict[str, Any]) -> None:
+    (table,) = score_tables([trained("a", 0, 0.5, protocol_json=json.dumps(protocol))])
+    assert "Protocol" not in markdown(table)
+
+
+def test_what_was_only_scored_is_told() -> None:
+    protocol = {"stages": [STAGE | {"iterations": 0}], "data_digest": "", "processes": 1}
+    row = trained("a", 0, 0.5, train_iterations=0, protocol_json=json.dumps(protocol))
+    (table,) = score_tables([row])
+    assert "not trained" in table.title
+    assert "Scored as they are" in markdown(table)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"train_iterations": None},
+        {"protocol_json": None},
+        {"context_iou": None},
+        {"metric": None},
+        {"miou": 1e306},
+        {"context_iou": -0.1},
+        {"metric": "best"},
+    ],
+)
+def test_a_training_without_its_score_or_protocol_is_no_record(fields: dict[str, Any]) -> None:
+    with pytest.raises(ValueError):
+        trained("a", 0, 0.5, **fields)
 
 
 def test_every_seed_is_drawn_and_the_cues_beside_one_another() -> None:
@@ -143,7 +187,7 @@ def test_predictions_of_all_blocks_stand_side_by_side(tmp_path: Path) -> None:
     assert list(drawn) == ["scores-0", "predictions-0"]
     assert "seed 1" in drawn["predictions-0"].caption
     titles = [axes.get_title("left") for axes in drawn["predictions-0"].figure.axes]
-    assert titles == ["image", "truth", "a\n50.0", "b\n50.0"]
+    assert titles == ["image", "truth", "a\n50.0 %", "b\n50.0 %"]
 
 
 def test_of_a_seed_that_was_trained_twice_the_latest_counts() -> None:

@@ -5,8 +5,12 @@ from __future__ import annotations
 import json
 import logging
 import os
+import pickle
+import re
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -21,6 +25,8 @@ import blocks
 from blocks import registry
 from ctxbench import networks, taskgrid, training
 from ctxbench.errors import UsageError
+from ctxbench.measure import Settings
+from ctxbench.monitor import Monitor
 from tasks import legend
 from tasks.segmentation import checkpoints, heads, parts
 from tasks.segmentation import training as engine
@@ -149,25 +155,119 @@ def test_equal_seeds_start_alike_outside_the_block(data: Path) -> None:
     assert any(not torch.equal(first[name], other[name]) for name in shared)
 
 
-def test_a_training_that_is_killed_and_resumed_ends_bit_for_bit_as_a_straight_one(
-    data: Path, tmp_path: Path
-) -> None:
-    class KilledError(Exception):
-        pass
+class KilledError(Exception):
+    """Stands for a signal."""
 
-    def kill(text: str) -> None:
-        if text.startswith("iteration 6"):
+
+def killed_at(text: str) -> Callable[[str], None]:
+    def kill(told: str) -> None:
+        if told.startswith(text):
             raise KilledError
 
-    ours = job(data, "ham-nmf", options={"rank": 4}, iterations=8)
-    straight = engine.train(ours, tmp_path / "straight")
+    return kill
+
+
+@pytest.fixture(scope="module")
+def straight(data: Path, tmp_path_factory: pytest.TempPathFactory) -> engine.Trained:
+    return engine.train(long_job(data), tmp_path_factory.mktemp("straight"))
+
+
+def long_job(data: Path) -> engine.Job:
+    return job(data, "ham-nmf", options={"rank": 4}, iterations=8)
+
+
+def assert_equal(found: engine.Trained, expected: engine.Trained) -> None:
+    weights = found.network.state_dict()
+    assert all(torch.equal(weights[name], value) for name, value in expected.network.state_dict().items())
+    assert found.result.curve == expected.result.curve
+    assert found.result.iou == expected.result.iou
+
+
+@pytest.mark.parametrize("iteration", [2, 4, 5, 8])
+def test_a_training_that_is_killed_and_resumed_ends_bit_for_bit_as_a_straight_one(
+    data: Path, tmp_path: Path, straight: engine.Trained, iteration: int
+) -> None:
+    """It goes on from the checkpoint before; that of iteration 4 is written when it has been scored."""
     with pytest.raises(KilledError):
-        engine.train(ours, tmp_path / "killed", kill)
-    resumed = engine.train(ours, tmp_path / "killed")
-    expected, found = straight.network.state_dict(), resumed.network.state_dict()
-    assert all(torch.equal(found[name], value) for name, value in expected.items())
-    assert [point["iteration"] for point in resumed.result.curve if "loss" in point] == [*range(1, 9)]
-    assert resumed.result.iou == straight.result.iou
+        engine.train(long_job(data), tmp_path, killed_at(f"iteration {iteration}"))
+    resumed = engine.train(long_job(data), tmp_path)
+    assert [point["iteration"] for point in resumed.result.curve if "miou" in point] == [4, 8]
+    assert_equal(resumed, straight)
+
+
+def test_a_training_that_is_killed_when_it_has_ended_is_only_scored(
+    data: Path, tmp_path: Path, straight: engine.Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(KilledError):
+        engine.train(long_job(data), tmp_path, killed_at("scoring"))
+    monkeypatch.setattr("mmengine.runner.Runner.train", lambda runner: pytest.fail("trained again"))
+    scored = engine.train(long_job(data), tmp_path)
+    assert_equal(scored, straight)
+    assert scored.result.cpu_seconds > 0
+
+
+def test_blocks_of_a_seed_see_the_same_images_in_the_same_order(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where a block draws random numbers."""
+    from mmseg.models.data_preprocessor import SegDataPreProcessor
+
+    seen: list[torch.Tensor] = []
+    original = SegDataPreProcessor.forward
+
+    def watched(self: Any, batch: Any, training: bool = False) -> Any:
+        if training:
+            seen.append(torch.stack([image.float() for image in batch["inputs"]]))
+        return original(self, batch, training)
+
+    monkeypatch.setattr(SegDataPreProcessor, "forward", watched)
+    for block in ("none", "ham-nmf"):
+        engine.train(job(data, block), tmp_path / block)
+    assert len(seen) == 8
+    assert all(torch.equal(first, second) for first, second in zip(seen[:4], seen[4:], strict=True))
+
+
+def test_inverting_the_cue_moves_a_disc_only_where_a_block_brings_it(data: Path) -> None:
+    """The diagnostic's locality, with a network: none of the logits of a disc without context."""
+
+    def moved(block: str) -> float:
+        network = engine.build(job(data, block)).eval()
+        found = 0.0
+        for seed in range(4):
+            scenes = [legend.draw(np.random.default_rng(seed), "1.6", white) for white in (False, True)]
+            x = torch.stack(
+                [torch.from_numpy(image.copy()).permute(2, 0, 1).float() / 64 for image, _ in scenes]
+            )
+            with torch.no_grad():
+                logits = network.encode_decode(x, [{"img_shape": (128, 128)}] * 2)  # type: ignore[operator]
+            discs = torch.from_numpy(np.isin(scenes[0][1], legend.CONTEXT))
+            found = max(found, float((logits[0] - logits[1])[:, discs].abs().max()))
+        return found
+
+    assert moved("none") == 0.0
+    assert moved("ham-nmf") > 0
+    assert moved("self-attn") > 0
+
+
+def test_a_class_that_never_occurs_does_not_count() -> None:
+    assert engine.mean_of([None, 0.5]) == 0.5
+    assert engine.mean_of([None, None]) is None
+
+
+@pytest.mark.parametrize("damage", ["empty", "cut", "pickle"])
+def test_a_checkpoint_that_cannot_be_read_is_passed_over(
+    data: Path, tmp_path: Path, straight: engine.Trained, damage: str
+) -> None:
+    """A process may be killed while it writes one, or what it says is the last."""
+    with pytest.raises(KilledError):
+        engine.train(long_job(data), tmp_path, killed_at("iteration 6"))
+    latest = tmp_path / "iter_5.pth"
+    assert engine.last_checkpoint(tmp_path) == latest
+    content = {"empty": b"", "cut": latest.read_bytes()[:-500], "pickle": pickle.dumps(print)}
+    latest.write_bytes(content[damage])
+    (tmp_path / "last_checkpoint").write_bytes(b"")
+    assert engine.last_checkpoint(tmp_path) == tmp_path / "iter_4.pth"
+    assert_equal(engine.train(long_job(data), tmp_path), straight)
 
 
 def test_checkpoints_hold_tensors_and_plain_values_alone(data: Path, tmp_path: Path) -> None:
@@ -218,7 +318,7 @@ def test_scores_of_several_scales_are_those_of_each_put_together(data: Path, sco
     plain.load_state_dict(network.state_dict())
     x, metas = torch.randn(1, 3, 64, 48), [{"img_shape": (64, 48), "ori_shape": (64, 48)}]
     with torch.no_grad():
-        expected = torch.zeros(1, 5, 64, 48)
+        expected = torch.zeros(1, len(legend.CLASSES), 64, 48)
         for scale in (0.5, 0.75, 1.0, 1.25, 1.5, 1.75):
             for flip in (lambda y: y, lambda y: y.flip(3)):
                 scaled = torch.nn.functional.interpolate(x, scale_factor=scale, mode="bilinear")
@@ -241,7 +341,7 @@ rank = launch.join_processes("cpu")
 job = training.Job(DEMO, "localnet", "ham-nmf", {"rank": 4}, Path(sys.argv[1]), iterations=3)
 trained = training.train(job, Path("work"))
 torch.save(trained.network.state_dict(), f"{rank}.pt")
-print(rank, launch.processes(), trained.result.miou)
+Path(f"{rank}.txt").write_text(f"{launch.processes()} {trained.result.miou} {torch.rand(()).item()}")
 """
 
 
@@ -265,9 +365,13 @@ def torchrun(folder: Path, *arguments: str) -> str:
 
 def test_two_processes_train_one_network(data: Path, tmp_path: Path) -> None:
     (tmp_path / "process.py").write_text(PROCESS)
-    lines = sorted(torchrun(tmp_path, "process.py", str(data)).split("\n")[:2])
-    assert [line.split()[:2] for line in lines] == [["0", "2"], ["1", "2"]]
-    assert lines[0].split()[2] == lines[1].split()[2], "both know the score"
+    torchrun(tmp_path, "process.py", str(data))
+    (count, score, drawn), (_, same, other) = (
+        (tmp_path / f"{rank}.txt").read_text().split() for rank in (0, 1)
+    )
+    assert count == "2"
+    assert score == same, "both know the score"
+    assert drawn != other, "each draws random numbers of its own"
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
     assert all(torch.equal(value, second[name]) for name, value in first.items())
 
@@ -289,6 +393,7 @@ def test_under_torchrun_the_command_trains_together_and_records_once(tmp_path: P
     assert [record["status"] for record in json.loads(out)] == ["ok", "ok"]
     assert len(list((tmp_path / "run" / "records").iterdir())) == 2
     assert len(list((tmp_path / "run" / "commands").iterdir())) == 1
+    assert [json.loads(record["protocol_json"])["processes"] for record in json.loads(out)] == [2, 2]
 
 
 # Bad data
@@ -314,7 +419,7 @@ def spoil(path: Path, how: str) -> None:
 @pytest.mark.parametrize(
     ("how", "folder", "words"),
     [
-        ("class", "SegmentationClass", "no class 77; there are 0 to 4, and 255"),
+        ("class", "SegmentationClass", "no class 77; there are 0 to 5, and 255"),
         ("size", "SegmentationClass", "labels of 125x128 instead of 128x128"),
         ("truncated", "JPEGImages", "truncated"),
     ],
@@ -556,6 +661,62 @@ class Malicious:
         return Path.touch, (Path("struck"),)
 
 
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (torch.zeros(150, dtype=torch.bool), "of torch.bool, not torch.float32"),
+        (torch.zeros(150, dtype=torch.complex64), "of torch.complex64"),
+        (torch.full((150,), 1e300, dtype=torch.float64), "not finite"),
+        (torch.zeros(150).to_sparse(), "no plain tensor"),
+        (torch.zeros(1).expand(10**6, 10**5), "is 1000000x100000, not 150"),
+    ],
+)
+def test_a_tensor_of_another_kind_is_refused(tmp_path: Path, value: torch.Tensor, words: str) -> None:
+    ours = wanted() | {"decode_head.conv_seg.bias": value}
+    with pytest.raises(checkpoints.CheckpointError, match=words):
+        checkpoints.load(saved(tmp_path / "odd.pth", ours), wanted())
+
+
+def test_a_name_that_stands_twice_is_refused(tmp_path: Path) -> None:
+    ours = wanted()
+    ours["module.decode_head.conv_seg.bias"] = ours["decode_head.conv_seg.bias"] + 1
+    with pytest.raises(checkpoints.CheckpointError, match=r"holds decode_head\.conv_seg\.bias twice"):
+        checkpoints.load(saved(tmp_path / "twice.pth", ours), wanted())
+
+
+def test_the_classifier_that_the_official_hamnet_starts_from_fits(tmp_path: Path) -> None:
+    """Its stem of three convolutions is called conv1, the last one's normalisation bn1."""
+    ours = wanted("hamnet-voc-r50", "voc")
+    named = {
+        name.removeprefix("backbone."): value for name, value in ours.items() if name.startswith("backbone.")
+    }
+    official = {
+        re.sub(r"^stem\.7\.", "bn1.", name)
+        if name.startswith("stem.7.")
+        else re.sub(r"^stem\.", "conv1.", name): value
+        for name, value in named.items()
+    }
+    assert {"conv1.0.weight", "conv1.6.weight", "bn1.weight"} <= set(official)
+    loaded = checkpoints.load_backbone(
+        saved(tmp_path / "a.pth", official | {"fc.weight": torch.ones(2)}), ours
+    )
+    assert set(loaded) == {name for name in ours if name.startswith("backbone.")}
+
+
+def test_what_is_no_regular_file_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UsageError, match=r"--checkpoint: .*pipe is no regular file"):
+        taskgrid.make_grid("voc", "demo", "none", checkpoint=tmp_path / "pipe").cells()
+
+
+def test_a_cell_that_another_process_trains_is_left_to_it(tmp_path: Path) -> None:
+    (cell,) = taskgrid.make_grid("voc", "demo", "none", iterations=1).cells()
+    settings = Settings(folder=tmp_path)
+    with training.alone(tmp_path, cell, 0):
+        ((_, _, outcome),) = training.settle_tasks([cell], settings, Monitor())
+    assert (outcome.status, outcome.columns["reason"]) == ("skipped", "another process is training it")
+
+
 def test_a_malicious_file_is_not_executed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(checkpoints.CheckpointError, match="more than tensors"):
@@ -587,6 +748,7 @@ def test_a_file_that_is_no_checkpoint_is_told(tmp_path: Path, content: bytes) ->
         ({"preset": "demo", "cues": "3"}, "--cue"),
         ({"preset": "paper", "cues": "14"}, "--cue is for"),
         ({"scoring": "best"}, "--scoring"),
+        ({"scoring": "single,ms-flip-logits"}, "--scoring"),
         ({"dtypes": "float16"}, "--dtypes"),
         ({"checkpoint": Path("absent")}, "--checkpoint"),
     ],
@@ -608,6 +770,15 @@ def test_a_network_has_its_own_block_with_its_own_options_unless_others_are_aske
     assert label("a2") == "a2"
 
 
+def test_a_seed_is_trained_once_however_it_is_written() -> None:
+    assert [cell.seed for cell in taskgrid.make_grid("voc", "demo", "none", seeds="0,00,1").cells()] == [0, 1]
+
+
+def test_only_the_last_stage_is_scored_on_several_scales() -> None:
+    (cell,) = taskgrid.make_grid("voc", "paper-trainval", "none", scoring="ms-flip-logits").cells()
+    assert [stage["scoring"] for stage in cell.protocol["stages"]] == ["single", "ms-flip-logits"]
+
+
 def test_other_data_are_another_cell(tmp_path: Path) -> None:
     """The lists and the labels' names and sizes are what data are told apart by."""
 
@@ -626,13 +797,18 @@ def test_other_data_are_another_cell(tmp_path: Path) -> None:
     assert ids() not in (first, fewer)
 
 
-def test_a_list_that_cannot_be_read_is_told(tmp_path: Path) -> None:
+def test_a_folder_in_the_place_of_a_list_is_missing_and_a_file_in_that_of_a_folder(tmp_path: Path) -> None:
     voc_layout(tmp_path, VOC, {}, 21)
-    names = tmp_path / VOC.folder / "ImageSets/Segmentation/val.txt"
+    assert VOC.missing(tmp_path) == []
+    names, images = (
+        tmp_path / VOC.folder / part for part in ("ImageSets/Segmentation/val.txt", "JPEGImages")
+    )
     names.unlink()
     names.mkdir()
-    with pytest.raises(UsageError, match=r"cannot read .*val\.txt: Is a directory"):
-        taskgrid.make_grid("voc", "paper", "none", data_root=tmp_path).cells()
+    shutil.rmtree(images)
+    images.touch()
+    assert VOC.missing(tmp_path) == [images, names]
+    assert VOC.missing(tmp_path / ("x" * 300))
 
 
 class Miscounted(blocks.ContextBlock):

@@ -27,6 +27,7 @@ from ctxbench.cli.steps import (
     print_plan,
     print_records,
     shown,
+    train_all,
 )
 from ctxbench.errors import UsageError
 
@@ -206,7 +207,9 @@ def task_command(
 
     load_plugins(plugins)
     device = choose_device(device)
+    count = training.count_processes()
     axes |= {"device": device, "data_root": data_root, "checkpoint": checkpoint, "backbone": backbone}
+    axes |= {"processes": count}
     grid = taskgrid.make_grid(name, preset, ",".join(specs) if specs else None, **axes)
     plan = grid.cells()
     cells = plan if shard is None else share(plan, shard)
@@ -220,14 +223,10 @@ def task_command(
         raise UsageError(f"--shard {shard}: the plan has too few cells to be divided so often")
     if missing := training.missing_data(cells, data_root):
         raise UsageError(missing)
+    if count > 1 and timeout is not None:
+        raise UsageError("--timeout is for a single process; several cannot do without one of them")
     from ctxbench.measure import Settings
-    from ctxbench.runner import Run
-    from ctxbench.store import RunStore
 
-    rank, count = training.join_others(device)
-    together = count > 1
-    if together:
-        executor = "inline"
     folder = (out or RUNS / default_name(plan, threads, name)).absolute()
     settings = Settings(
         threads=threads,
@@ -237,22 +236,13 @@ def task_command(
         data_root=data_root.absolute(),
         checkpoint=checkpoint and checkpoint.absolute(),
         backbone=backbone and backbone.absolute(),
-        together=together,
-        rank=rank,
+        together=count > 1,
+        rank=training.join_others(device),
     )
     training.check_weights(cells, settings)
-    store = RunStore.create(folder)
-    if rank == 0:
-        training.generate_data(cells, folder)
-        if notice := training.missing_backbone(cells):
-            say(notice, OK)
-    run = Run(cells, store, device, settings, WHERE[executor], fresh, [cell.id for cell in plan])
-    if rank > 0:
-        training.take_part(cells, settings)
+    records = train_all(cells, [cell.id for cell in plan], device, settings, WHERE[executor], fresh)
+    if settings.rank > 0:
         return OK
-    records = execute(run)
-    if together:
-        training.announced("")
     for path in training.inspect(cells, settings) if inspect else []:
         click.echo(f"wrote {shown(path)}", err=True)
     if as_json:

@@ -12,17 +12,19 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ctxbench.cli.program import OK, SOME_FAILED, InterruptedRun
+from ctxbench.cli.program import OK, SOME_FAILED, InterruptedRun, say
 from ctxbench.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ctxbench.cluster import Submission
+    from ctxbench.measure import Settings
     from ctxbench.networks import NetworkCost
     from ctxbench.record import Record
-    from ctxbench.runner import Run
+    from ctxbench.runner import Run, Where
     from ctxbench.spec import Cell, Grid
+    from ctxbench.taskgrid import TaskCell
 
 
 def prepare_torch(executor: str | None = None) -> None:
@@ -103,6 +105,29 @@ def execute(run: Run | Submission) -> list[Record]:
         raise InterruptedRun(f"interrupted; resume with: {resuming_command()}") from None
 
 
+def train_all(  # noqa: PLR0917
+    cells: Sequence[TaskCell], plan: list[str], device: str, settings: Settings, where: Where, fresh: bool
+) -> list[Record]:
+    """The records of these trainings; none in a process that only takes part in what the first one records."""
+    from ctxbench import training
+    from ctxbench.runner import Run
+    from ctxbench.store import RunStore
+
+    assert settings.folder is not None
+    store = RunStore.create(settings.folder)
+    if settings.rank > 0:
+        training.take_part(cells, settings)
+        return []
+    training.generate_data(cells, settings.folder)
+    if notice := training.missing_backbone(cells):
+        say(notice, OK)
+    run = Run(cells, store, device, settings, "inline" if settings.together else where, fresh, plan)
+    records = execute(run)
+    if settings.together:
+        training.announced("")
+    return records
+
+
 def resuming_command() -> str:
     """The command that was typed, but for what would start it over."""
     return shlex.join(["ctxbench", *(word for word in sys.argv[1:] if word != "--fresh")])
@@ -122,7 +147,7 @@ def print_plan(cells: Sequence[Cell], as_json: bool) -> None:
         )
         return
     for cell in cells:
-        click.echo(f"{cell.id}  {cell.label}  {'x'.join(map(str, cell.shape))}  {cell.dtype}  {cell.mode}")
+        click.echo(f"{cell.id}  {cell.label}  {cell.details}")
 
 
 def print_records(records: list[Record]) -> None:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import pickle
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-SHOWN = 5
+SHOWN, SHOWN_LETTERS = 5, 100
 PREFIX = "backbone."
 CONTAINERS = ("state_dict", "model", "net", "weights")
 # Keys in the files of others, and here; all that fit are applied, in this order.
@@ -36,6 +37,9 @@ RENAMED: tuple[tuple[str, str], ...] = (
     (r"^backbone\.5\.", "backbone.layer2."),
     (r"^backbone\.6\.", "backbone.layer3."),
     (r"^backbone\.7\.", "backbone.layer4."),
+    # a classifier with the stem of three convolutions, as the official HamNet starts from
+    (r"^(backbone\.)?conv1\.([0-9])\.", r"\1stem.\2."),
+    (r"^(backbone\.)?bn1\.", r"\1stem.7."),
     (r"^(squeeze|align)\.(conv|bn)\.", r"decode_head.\1.\2."),
     (r"^hamburger\.lower_bread\.(0\.)?", "decode_head.context.lower_bread."),
     (r"^hamburger\.cheese\.conv\.", "decode_head.context.cheese.0."),
@@ -60,7 +64,7 @@ def load(path: Path, wanted: dict[str, Tensor]) -> dict[str, Tensor]:
     Raises:
         CheckpointError: for a file that is none, holds more than tensors, or does not fit.
     """
-    return fitted(path, {renamed(name): value for name, value in tensors(path).items()}, wanted)
+    return fitted(path, by_our_names(path), wanted)
 
 
 def load_backbone(path: Path, wanted: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -69,28 +73,52 @@ def load_backbone(path: Path, wanted: dict[str, Tensor]) -> dict[str, Tensor]:
     Raises:
         CheckpointError: as `load`.
     """
-    names = {renamed(name): value for name, value in tensors(path).items()}
+    names = by_our_names(path)
     whole = any(name.startswith(PREFIX) for name in names)
     found = {name if whole else f"{PREFIX}{name}": value for name, value in names.items()}
     own = {name: value for name, value in wanted.items() if name.startswith(PREFIX)}
     return fitted(path, {name: value for name, value in found.items() if name.startswith(PREFIX)}, own)
 
 
+def by_our_names(path: Path) -> dict[str, Tensor]:
+    found: dict[str, Tensor] = {}
+    for name, value in tensors(path).items():
+        if (ours := renamed(name)) in found:
+            raise CheckpointError(f"{path} holds {ours[:SHOWN_LETTERS]} twice")
+        found[ours] = value
+    return found
+
+
 def fitted(path: Path, found: dict[str, Tensor], wanted: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What is wanted, from what was found; every name must be accounted for.
+
+    Raises:
+        CheckpointError: with the first misfits.
+    """
     found = {name: value for name, value in found.items() if name in wanted or not UNUSED.match(name)}
     spare = {name: value for name, value in wanted.items() if UNUSED.match(name) or DRAWN.match(name)}
     missing = [f"missing {name}" for name in wanted if name not in found and name not in spare]
-    unknown = [f"unknown {name}" for name in found if name not in wanted]
-    shapes = [
-        f"{name} is {shape(value)}, not {shape(wanted[name])}"
-        for name, value in found.items()
-        if name in wanted and value.shape != wanted[name].shape
-    ]
-    broken = [f"{name} is not finite" for name, value in found.items() if not value.isfinite().all()]
-    if misfits := [*broken, *shapes, *missing, *unknown]:
+    unknown = [f"unknown {name[:SHOWN_LETTERS]}" for name in found if name not in wanted]
+    ours, faults = {}, []
+    for name in (name for name in found if name in wanted):
+        fault, ours[name] = cast(found[name], wanted[name])
+        faults += [f"{name} is {fault}"] if fault else []
+    if misfits := [*faults, *missing, *unknown]:
         more = f" and {len(misfits) - SHOWN} more" if len(misfits) > SHOWN else ""
         raise CheckpointError(f"{path} does not fit: {'; '.join(misfits[:SHOWN])}{more}")
-    return spare | {name: value.to(wanted[name].dtype) for name, value in found.items()}
+    return spare | ours
+
+
+def cast(value: Tensor, wanted: Tensor) -> tuple[str, Tensor]:
+    """What keeps a tensor from taking the place of the wanted one, "" for nothing; and the tensor in its dtype."""
+    if value.layout is not torch.strided or value.device.type != "cpu" or value.is_quantized:
+        return "no plain tensor", wanted
+    if value.shape != wanted.shape:
+        return f"{shape(value)}, not {shape(wanted)}", wanted
+    if value.is_floating_point() != wanted.is_floating_point() or value.is_complex() != wanted.is_complex():
+        return f"of {value.dtype}, not {wanted.dtype}", wanted
+    ours = value.to(wanted.dtype)
+    return ("" if ours.isfinite().all() else "not finite"), ours
 
 
 def renamed(name: str) -> str:
@@ -102,7 +130,9 @@ def renamed(name: str) -> str:
 def tensors(path: Path) -> dict[str, Tensor]:
     """The file's tensors by name, from the place where it keeps them."""
     try:
-        content: Any = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise CheckpointError(f"{path} holds more than tensors, and is not read") from None
     except Exception as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,13 +45,14 @@ class DataSet:
 
     def missing(self, root: Path) -> list[Path]:
         """What ought to be there and is not: folders and lists of names."""
-        wanted = [
-            root / self.folder / part
-            for split in self.splits.values()
-            for part in (split.images, split.labels, split.names)
-            if part
+        folders = [path for it in self.splits.values() for path in (it.images, it.labels)]
+        lists = [it.names for it in self.splits.values() if it.names]
+        return [
+            root / self.folder / path
+            for paths, kind in ((dict.fromkeys(folders), Path.is_dir), (dict.fromkeys(lists), Path.is_file))
+            for path in paths
+            if not is_there(kind, root / self.folder / path)
         ]
-        return [path for path in dict.fromkeys(wanted) if not path.exists()]
 
     def digest(self, root: Path) -> str:
         """Changes with the lists of names and with the names and sizes of the labels; "" if any is missing."""
@@ -61,7 +63,8 @@ class DataSet:
             digest.update((root / self.folder / names).read_bytes())
         for labels in dict.fromkeys(split.labels for split in self.splits.values()):
             files = sorted((root / self.folder / labels).rglob(f"*{self.label_suffix}"))
-            digest.update("".join(f"{file.name} {file.stat().st_size}\n" for file in files).encode())
+            sizes = "".join(f"{file.name} {file.stat().st_size}\n" for file in files)
+            digest.update(sizes.encode(errors="surrogateescape"))
         return digest.hexdigest()[:16]
 
     def config(self, root: Path, split: str, pipeline: list[Config]) -> Config:
@@ -77,6 +80,14 @@ class DataSet:
             "max_refetch": 0,  # a file that cannot be read is told, not replaced by another
         }
         return found if part.names is None else found | {"ann_file": part.names}
+
+
+def is_there(kind: Callable[[Path], bool], path: Path) -> bool:
+    """Whether a file or folder is there; what the system cannot even look at is not."""
+    try:
+        return kind(path)
+    except OSError:
+        return False
 
 
 def voc_lists(labels: str, lists: str, *names: str) -> dict[str, Split]:

@@ -108,7 +108,7 @@ class ContextSegmentor(EncoderDecoder):
 
     Args:
         scales: of the image after normalisation and padding; none: it is scored as it is.
-        scoring: "logits" are summed, as HamNet's code does, or "softmax" averaged, as mmsegmentation does.
+        scoring: "logits" are summed, as HamNet's code does, or "softmax" summed, which ranks classes as mmsegmentation's mean does.
         others: those of `EncoderDecoder`.
     """
 

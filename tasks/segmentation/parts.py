@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import random
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
 import numpy as np
+import psutil
 import torch
 from torch import nn
 
 from tasks import legend
+from tasks.launch import gathered, processes
 from tasks.segmentation import compat
 
 compat.prepare()
@@ -73,7 +74,9 @@ class LoadLabels(LoadAnnotations):
             raise BadDataError(f"{path}: labels of {sizes}, the image's size")
         unknown = np.setdiff1d(labels, [*range(self.classes), IGNORED])
         if unknown.size:
-            raise BadDataError(f"{path}: no class {unknown[0]}; there are 0 to {self.classes - 1}, and 255")
+            first = int(bool(results["reduce_zero_label"]))  # the number of the first class in the file
+            known = f"{first} to {first + self.classes - 1}, and {0 if first else IGNORED}"
+            raise BadDataError(f"{path}: no class {unknown[0] + first}; there are {known}")
         return results
 
 
@@ -131,24 +134,51 @@ class Start(Hook):
             unwrapped(runner.model).load_state_dict(self.state)
 
 
+class Evaluate(Hook):
+    """Scores the network every so many iterations and at the end.
+
+    mmengine does so after it has written a checkpoint: whoever goes on from there would lack the score, and
+    the random numbers that scoring has drawn.
+    """
+
+    def __init__(self, every: int) -> None:
+        self.every = every
+
+    def after_train_iter(self, runner: Any, *args: Any, **others: Any) -> None:
+        if self.every_n_train_iters(runner, self.every) or self.is_last_train_iter(runner):
+            share_buffers(runner.model)
+            runner.val_loop.run()
+            runner.model.train()
+
+
 class Resumable(Hook):
     """Makes a checkpoint that holds tensors and plain values alone, and all that a bit-exact resume needs.
 
     mmengine skips the data that was trained on; then the states of all random numbers are set back.
+
+    Args:
+        every: iterations between checkpoints.
     """
 
-    priority = "VERY_LOW"
+    priority = "LOW"  # after what draws random numbers, and before the checkpoint is written
 
-    def __init__(self) -> None:
+    def __init__(self, every: int) -> None:
+        self.every = every
+        self.of_all: list[dict[str, Any]] = []  # of each process
         self.states: dict[str, Any] | None = None
+
+    def after_train_iter(self, runner: Any, *args: Any, **others: Any) -> None:
+        if self.every_n_train_iters(runner, self.every) or self.is_last_train_iter(runner):
+            share_buffers(runner.model)
+            self.of_all = gathered(random_states())
 
     def before_save_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
         checkpoint["message_hub"] = {"log_scalars": {}, "runtime_info": {}, "resumed_keys": {}}
         checkpoint["meta"].pop("dataset_meta", None)
-        checkpoint["random"] = random_states()
+        checkpoint["random"] = self.of_all
 
     def after_load_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
-        self.states = checkpoint.get("random")
+        self.states = checkpoint["random"][runner.rank]
 
     def before_train(self, runner: Any) -> None:
         if runner.iter > 0 and self.states is not None:
@@ -195,14 +225,21 @@ class Curve(Hook):
         self.points: list[dict[str, float]] = []
         self.metrics: dict[str, Any] | None = None  # of the last evaluation in this process
         self.before = (0.0, 0.0)
-        self.started = clocks()
+        self.started: tuple[float, float] | None = None
+        self.ended: tuple[float, float] | None = None
 
     def spent(self) -> tuple[float, float]:
-        """Seconds by the clock and of CPU, in this process and those that it resumes."""
-        now = clocks()
-        return tuple(  # type: ignore[return-value]
-            before + end - start for before, end, start in zip(self.before, now, self.started, strict=True)
-        )
+        """Seconds by the clock and of CPU since the first iteration, here and in the processes that this one resumes."""
+        if self.started is None:
+            return self.before
+        now = self.ended or clocks()
+        return self.before[0] + now[0] - self.started[0], self.before[1] + now[1] - self.started[1]
+
+    def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
+        self.started = self.started or clocks()
+
+    def after_train(self, runner: Any) -> None:
+        self.ended = clocks()
 
     def after_train_iter(
         self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None
@@ -219,18 +256,29 @@ class Curve(Hook):
     def after_val_epoch(self, runner: Any, metrics: dict[str, Any] | None = None) -> None:
         self.metrics = metrics
         if metrics:
-            self.points.append({"iteration": runner.iter, "miou": metrics["miou"]})
+            self.points.append({"iteration": runner.iter + 1, "miou": metrics["miou"]})
 
     def before_save_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
         checkpoint["curve"], checkpoint["spent"] = self.points, self.spent()
 
     def after_load_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
-        self.points, self.before = checkpoint.get("curve", []), checkpoint.get("spent", self.before)
+        self.points, self.before = checkpoint["curve"], checkpoint["spent"]
 
 
 def clocks() -> tuple[float, float]:
-    """The time, and the CPU time of this process and its children that have ended, in seconds."""
-    return time.perf_counter(), sum(os.times()[:4])
+    """The time, and the CPU time of this process and all that it has started, in seconds."""
+    process = psutil.Process()
+    used = sum(process.cpu_times()[:4])  # of those that have ended, too
+    for child in process.children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            used += sum(child.cpu_times()[:2])
+    return time.perf_counter(), used
+
+
+def share_buffers(network: nn.Module) -> None:
+    """Give all processes the first one's statistics of normalisation, that they score and keep one network."""
+    for buffer in network.buffers() if processes() > 1 else []:
+        torch.distributed.broadcast(buffer, 0)
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

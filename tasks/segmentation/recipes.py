@@ -1,13 +1,13 @@
 """How a network is trained and scored: data, augmentation, optimiser, schedule, evaluation.
 
-Sources: the official HamNet (settings, data set and training code) for `paper` on VOC and PASCAL
-Context, the official Light-Ham configs for `paper` on ADE20K, mmsegmentation's base schedules for `mmseg`.
+Sources: the official HamNet (settings, data set and training code) for `paper` on VOC, and carried over
+to PASCAL Context; the official Light-Ham configs for `paper` on ADE20K, mmsegmentation's base schedules for `mmseg`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tasks.segmentation.data import ADE20K, CITYSCAPES, CLASSES, CONTEXT, LEGEND, VOC, DataSet
@@ -67,12 +67,15 @@ def loading(classes: int) -> list[Config]:
     return [{"type": "LoadImage"}, {"type": "LoadLabels", "classes": classes}]
 
 
-def poly(power: float = 0.9, floor: float = 0.0, warm_up: int = 0) -> Callable[[int], list[Config]]:
-    """The learning rate falls by a power of what is left, after a linear warm-up."""
+def poly(
+    power: float = 0.9, floor: float = 0.0, warm_up: int = 0, at_once: bool = False
+) -> Callable[[int], list[Config]]:
+    """The learning rate falls by a power of what is left, after a linear warm-up, or `at_once` under it."""
 
     def schedule(iterations: int) -> list[Config]:
         begin = min(warm_up, iterations // 2)
-        fall = {"type": "PolyLR", "power": power, "eta_min": floor, "begin": begin, "end": iterations}
+        start = 0 if at_once else begin
+        fall = {"type": "PolyLR", "power": power, "eta_min": floor, "begin": start, "end": iterations}
         rise = {"type": "LinearLR", "start_factor": 1e-6, "begin": 0, "end": begin}
         return [it | {"by_epoch": False} for it in ([rise, fall] if begin else [fall])]
 
@@ -113,14 +116,20 @@ def hamnet(data: DataSet, train: tuple[str, ...], iterations: int, rate: float, 
         optimizer={"type": "SGD", "lr": rate, "momentum": 0.9, "weight_decay": 1e-4},
         schedule=poly(0.9),
         augmentation=augmentation,
-        paramwise={"norm_decay_mult": 0.0, "bias_lr_mult": 2.0, "bias_decay_mult": 0.0},
+        paramwise={
+            "norm_decay_mult": 0.0,
+            "bias_lr_mult": 2.0,
+            "bias_decay_mult": 0.0,
+            "custom_keys": {"ham_gate": {"decay_mult": 0.0}, "shortcut_gate": {"decay_mult": 0.0}},
+        },
         norm_momentum=3e-4,
         divisor=1,
         note=" ".join(
             (
                 "HamNet's official VOC settings on mmsegmentation; the learning rate falls at every iteration,",
                 "not every ten; biases of normalisation have the usual rate, not twice it; evaluation does",
-                "not pad to 8n + 1.",
+                "not pad to 8n + 1; labels of train and trainval are VOC's own, where the official lists take",
+                "those of SBD's format for all.",
                 *notes,
             )
         ),
@@ -163,15 +172,12 @@ def mmseg(  # noqa: PLR0917
 def light_ham() -> Recipe:
     """Light-Ham's schedule on ADE20K."""
     base = mmseg(ADE20K, ("train",), 160_000, (512, 512), (2048, 512))
-    return Recipe(
-        **{
-            name: getattr(base, name)
-            for name in ("data", "train", "iterations", "batch", "crop", "augmentation", "resize")
-        },
+    return replace(
+        base,
         model="light-ham-van-base",
         optimizer={"type": "AdamW", "lr": 6e-5, "betas": (0.9, 0.999), "weight_decay": 0.01},
-        schedule=poly(1.0, warm_up=1500),
-        paramwise={"norm_decay_mult": 0.0},
+        schedule=poly(1.0, warm_up=1500, at_once=True),
+        paramwise={"custom_keys": {"norm": {"decay_mult": 0.0}}},
         note="official Light-Ham schedule; evaluation pads to a multiple of 32 where the official one resizes",
     )
 
@@ -192,7 +198,13 @@ RECIPES: dict[str, dict[str, tuple[Recipe, ...]]] = {
     },
     "pascal-context": {
         "paper": (
-            hamnet(CONTEXT, ("train",), 25_000, 9e-3, "Official settings for this data are not public."),
+            hamnet(
+                CONTEXT,
+                ("train",),
+                25_000,
+                9e-3,
+                "Those of VOC, as the official ones for PASCAL Context are not public; 59 classes, without background.",
+            ),
         ),
         "mmseg": (mmseg(CONTEXT, ("train",), 40_000, (480, 480), (520, 520), rate=4e-3, decay=1e-4),),
         "mmseg-80k": (mmseg(CONTEXT, ("train",), 80_000, (480, 480), (520, 520), rate=4e-3, decay=1e-4),),

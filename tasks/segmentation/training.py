@@ -7,6 +7,7 @@ import csv
 import io
 import logging
 import os
+import re
 import resource
 import warnings
 from collections.abc import Callable, Iterator
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from tasks import legend
-from tasks.launch import processes
+from tasks.launch import gathered, processes
 from tasks.segmentation import compat
 from tasks.segmentation.data import LEGEND
 from tasks.segmentation.models import MODELS
@@ -49,7 +50,7 @@ class Job:
         iterations: instead of the recipe's; 0: evaluation alone.
         dtype: "float32", or "bfloat16" for mixed precision.
         device: "cpu" or "cuda".
-        scoring: "single", or several scales and flips with logits summed or softmax averaged.
+        scoring: "single", or several scales and flips with logits or softmax summed.
         state: the weights to start from; None: drawn from the seed.
         first_weights: what those are, in words.
     """
@@ -71,18 +72,25 @@ class Job:
     def steps(self) -> int:
         return self.recipe.iterations if self.iterations is None else self.iterations
 
+    @property
+    def interval(self) -> int:
+        """Iterations between checkpoints."""
+        return max(self.steps // CHECKPOINTS, 1)
+
     def protocol(self) -> Settings:
         """What a reader must know to compare a score with another."""
         recipe = self.recipe
         return {
             "data": recipe.data.name,
             "train": "+".join(recipe.train),
+            "classes": recipe.classes,
             "model": self.model,
             "iterations": self.steps,
             "batch": recipe.batch,
             "crop": list(recipe.crop),
             "optimizer": recipe.optimizer["type"],
             "learning_rate": recipe.optimizer["lr"],
+            "weight_decay": recipe.optimizer.get("weight_decay", 0.0),
             "scoring": self.scoring,
             "checkpoint_scored": "last",
             "first_weights": self.first_weights,
@@ -92,9 +100,13 @@ class Job:
 
 @dataclass(frozen=True)
 class Result:
-    """What came of a job: scores are fractions, times in seconds, those before a resume included.
+    """What came of a job: scores are fractions, a class that never occurs has None.
 
-    CPU seconds are of all threads and of the processes that load data.
+    Attributes:
+        miou, context_iou: means over the classes that occur, the latter over those that need the cue.
+        seconds, cpu_seconds: from the first iteration to the last, the evaluations between them and what
+            went before a resume included; CPU seconds are of all threads and processes.
+        peak_bytes: the most memory of a process since it took up the job.
     """
 
     miou: float
@@ -107,9 +119,11 @@ class Result:
     curve: list[dict[str, float]] = field(default_factory=list)
 
     def curve_csv(self) -> str:
-        """The curve as CSV: iteration, loss, learning_rate, miou; empty where there is none."""
+        """The curve as CSV: stage, iteration, loss, learning_rate, miou; empty where there is none."""
         file = io.StringIO(newline="")
-        writer = csv.DictWriter(file, ("iteration", "loss", "learning_rate", "miou"), lineterminator="\n")
+        writer = csv.DictWriter(
+            file, ("stage", "iteration", "loss", "learning_rate", "miou"), lineterminator="\n"
+        )
         writer.writeheader()
         writer.writerows(self.curve)
         return file.getvalue()
@@ -156,28 +170,34 @@ def train(job: Job, folder: Path, tell: Callable[[str], None] = lambda text: Non
 
     if job.device == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # mmengine would take a GPU that is there
-    else:
-        torch.cuda.reset_peak_memory_stats()
+    forget_peak(job.device)
     curve = parts.Curve(max(job.steps // POINTS, 1), tell)
-    state = starting_weights(job)
-    hooks = [parts.Resumable(), curve, parts.Start(state)]
+    state, last = starting_weights(job), last_checkpoint(folder)
+    hooks = [
+        parts.Evaluate(max(job.steps // EVALUATIONS, 1)),
+        parts.Resumable(job.interval),
+        curve,
+        parts.Start(state),
+    ]
     with quiet():
         runner = Runner(
-            **ConfigDict(runner_arguments(job, folder)), cfg=Config(job.protocol() | wrapping(job.device))
+            **ConfigDict(runner_arguments(job, folder, last)),
+            cfg=Config(job.protocol() | wrapping(job.device)),
         )
         for hook in hooks:
             runner.register_hook(hook)
         for loader in (runner._train_dataloader, runner._test_dataloader):
             require_images(loader["dataset"])
-        if job.steps:
-            runner.train()
-        else:
+        if job.steps == 0:
             parts.unwrapped(runner.model).load_state_dict(state)
+        elif last and iteration_of(last) == job.steps:
+            runner.load_checkpoint(str(last), strict=True)
+        else:
+            runner.train()
         runner._has_loaded = True  # or the last checkpoint would be read again
-        share_buffers(runner.model)
         tell("scoring")
-        last = curve.metrics if processes() == 1 and job.scoring == "single" else None
-        metrics = last or runner.test()
+        metrics = curve.metrics if processes() == 1 and job.scoring == "single" else None
+        metrics = metrics or runner.test()
     if np.isnan(metrics["miou"]):
         raise parts.BadDataError("no pixel of the val images has a label")
     if not all(value.isfinite().all() for value in runner.model.state_dict().values()):
@@ -185,16 +205,40 @@ def train(job: Job, folder: Path, tell: Callable[[str], None] = lambda text: Non
     names = list(runner.test_dataloader.dataset.metainfo["classes"])
     iou = [None if np.isnan(value) else value for value in metrics["iou"]]
     context = [iou[index] for index in legend.CONTEXT] if job.recipe.data is LEGEND else []
+    seconds, cpu_seconds = curve.spent()
     result = Result(
         metrics["miou"],
         metrics["pixel_accuracy"],
         dict(zip(names, iou, strict=True)),
-        sum(value or 0.0 for value in context) / len(context) if context else None,
-        *curve.spent(),
-        peak_bytes(job.device),
+        mean_of(context),
+        seconds,
+        sum(gathered(cpu_seconds)),
+        max(gathered(peak_bytes(job.device))),
         curve.points,
     )
     return Trained(parts.unwrapped(runner.model).eval(), runner.test_dataloader.dataset, result)
+
+
+def mean_of(values: list[float | None]) -> float | None:
+    """Of those that there are."""
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The latest checkpoint that can be read: a process may have been killed while it wrote one."""
+    for path in sorted(folder.glob("iter_*.pth"), key=iteration_of, reverse=True):
+        try:
+            torch.load(path, map_location="cpu", weights_only=True)
+        except Exception:  # whatever is wrong with it, it is of no use
+            continue
+        return path
+    return None
+
+
+def iteration_of(path: Path) -> int:
+    number = path.stem.removeprefix("iter_")
+    return int(number) if number.isdecimal() else -1
 
 
 def loaded(job: Job) -> Ready:
@@ -255,19 +299,19 @@ def within_block(name: str) -> bool:
     return name.startswith("decode_head.context.")
 
 
-def runner_arguments(job: Job, folder: Path) -> Settings:
+def runner_arguments(job: Job, folder: Path, last: Path | None) -> Settings:
     """Everything mmengine's Runner needs; as its `cfg`, which it prints at length, it gets less."""
     from tasks.segmentation import heads, parts  # noqa: F401, they register what the config names
 
     recipe, steps = job.recipe, job.steps
-    world = processes()
+    world, workers = processes(), min(job.recipe.workers, cpus())
     if recipe.batch % world:
         raise ValueError(f"a batch of {recipe.batch} cannot be divided among {world} processes")
     train = [recipe.data.config(job.data_root, split, recipe.train_pipeline()) for split in recipe.train]
     test = {
         "batch_size": 1,
-        "num_workers": recipe.workers,
-        "persistent_workers": recipe.workers > 0,
+        "num_workers": workers,
+        "persistent_workers": workers > 0,
         "sampler": {"type": "DefaultSampler", "shuffle": False},
         "dataset": recipe.data.config(job.data_root, "val", recipe.test_pipeline()) | {"test_mode": True},
     }
@@ -284,8 +328,8 @@ def runner_arguments(job: Job, folder: Path) -> Settings:
         "model": build(job),
         "train_dataloader": {
             "batch_size": recipe.batch // world,
-            "num_workers": recipe.workers,
-            "persistent_workers": recipe.workers > 0,
+            "num_workers": workers,
+            "persistent_workers": workers > 0,
             "sampler": {"type": "InfiniteSampler", "shuffle": True},
             "dataset": train[0] if len(train) == 1 else {"type": "ConcatDataset", "datasets": train},
         },
@@ -296,7 +340,7 @@ def runner_arguments(job: Job, folder: Path) -> Settings:
         "train_cfg": {
             "type": "IterBasedTrainLoop",
             "max_iters": steps,
-            "val_interval": max(steps // EVALUATIONS, 1),
+            "val_begin": steps + 1,  # `parts.Evaluate` does it
         },
         "val_cfg": {"type": "ValLoop"},
         "test_cfg": {"type": "TestLoop"},
@@ -313,17 +357,23 @@ def runner_arguments(job: Job, folder: Path) -> Settings:
             "checkpoint": {
                 "type": "CheckpointHook",
                 "by_epoch": False,
-                "interval": max(steps // CHECKPOINTS, 1),
+                "interval": job.interval,
                 "max_keep_ckpts": 2,  # mmengine removes the oldest before it writes the next
             },
             "sampler_seed": {"type": "DistSamplerSeedHook"},
         },
-        "randomness": {"seed": job.seed, "deterministic": job.device == "cpu"},
-        "resume": True,
+        "randomness": {"seed": job.seed, "diff_rank_seed": True, "deterministic": job.device == "cpu"},
+        "resume": last is not None,
+        "load_from": last and str(last),
         "log_level": "ERROR",
         "launcher": "none" if world == 1 else "pytorch",
         "env_cfg": {"cudnn_benchmark": False, "mp_cfg": {"mp_start_method": "fork", "opencv_num_threads": 0}},
     }
+
+
+def cpus() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def require_images(config: Any) -> None:
@@ -340,12 +390,6 @@ def require_images(config: Any) -> None:
             raise BadDataError(f"{names} lists no images")
 
 
-def share_buffers(network: nn.Module) -> None:
-    """Give all processes the first one's statistics of normalisation, that they score one network."""
-    for buffer in network.buffers() if processes() > 1 else []:
-        torch.distributed.broadcast(buffer, 0)
-
-
 def wrapping(device: str) -> Settings:
     """How mmengine wraps the network where several processes train it together."""
     if processes() == 1:
@@ -355,10 +399,23 @@ def wrapping(device: str) -> Settings:
     return {"model_wrapper_cfg": {"type": "MMDistributedDataParallel", "device_ids": None}}
 
 
+def forget_peak(device: str) -> None:
+    """Let `peak_bytes` start anew, as far as the system can."""
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        with contextlib.suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
 def peak_bytes(device: str) -> int:
     """The most memory that was used: of CUDA's allocator, or of this process."""
     if device == "cuda":
         return torch.cuda.max_memory_allocated()
+    with contextlib.suppress(OSError):
+        status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+        if found := re.search(r"^VmHWM:\s*(\d+) kB", status, re.MULTILINE):
+            return int(found[1]) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
