@@ -1,13 +1,21 @@
-"""Which data sets there are, which of them are here, and how to get the others."""
+"""Which data sets there are, which of them are here, and how to get or make the others."""
 
 from __future__ import annotations
 
+import secrets
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ctxbench.errors import UsageError
 from ctxbench.fetch import ARCHIVES, Archive
 from ctxbench.tables import Column, Table
 from tasks.segmentation.data import DATASETS, LEGEND, DataSet, is_there
+
+if TYPE_CHECKING:
+    from ctxbench.measure import Settings
+    from ctxbench.taskgrid import TaskCell
 
 NAMED = 3  # missing paths that are named
 
@@ -17,14 +25,18 @@ def known() -> list[DataSet]:
     return [each for each in DATASETS.values() if each is not LEGEND]
 
 
-def state(data: DataSet, root: Path) -> str:
-    """What is missing of a data set, in words."""
-    missing = data.missing(root)
-    if not missing:
-        return "complete"
-    names = [str(path.relative_to(root / data.folder)) for path in missing[:NAMED]]
+def missing_of(data: DataSet, root: Path) -> str:
+    """What is missing of a data set, by its paths below the root; "" if nothing is."""
+    missing = [str(path.relative_to(root)) for path in data.missing(root)]
     more = f" and {len(missing) - NAMED} more" if len(missing) > NAMED else ""
-    return f"missing {', '.join(names)}{more}" if is_there(Path.is_dir, root / data.folder) else "not there"
+    return ", ".join(missing[:NAMED]) + more
+
+
+def state(data: DataSet, root: Path) -> str:
+    if not is_there(Path.is_dir, root / data.folder):
+        return "not there"
+    missing = missing_of(data, root)
+    return f"missing {missing}" if missing else "complete"
 
 
 def table(root: Path) -> Table[DataSet]:
@@ -49,3 +61,43 @@ def archive_of(name: str) -> Archive:
     if name not in ARCHIVES:
         raise UsageError(f"{name} needs an account: {DATASETS[name].advice}")
     return ARCHIVES[name]
+
+
+def missing_data(cells: Sequence[TaskCell], data_root: Path) -> str | None:
+    """What is not where it should be, and how to get it; None if all is there."""
+    for cell in cells:
+        data = cell.stages[-1].data
+        if data is not LEGEND and (missing := missing_of(data, data_root)):
+            return (
+                f"{cell.task}: missing in {data_root}: {missing}; to get it: {data.advice}; --data-root names "
+                f"the folder that holds {data.folder}; without data: ctxbench task voc --preset demo"
+            )
+    return None
+
+
+def generate_data(cells: Sequence[TaskCell], folder: Path) -> None:
+    """Make the images of the legend diagnostic that the cells need, each set once and as a whole."""
+    from tasks import legend
+
+    for cue in {cell.cue for cell in cells} - {""}:
+        target, recipe = legend_folder(folder, cue), legend.Recipe(cue)
+        if not legend.is_complete(target, recipe):
+            partial = target.with_name(f"{target.name}-{secrets.token_hex(4)}")
+            legend.generate(partial, recipe)
+            if not legend.is_complete(target, recipe):
+                shutil.rmtree(target, ignore_errors=True)  # of another design, or meddled with
+            try:
+                partial.rename(target)
+            except OSError:  # another run was first
+                shutil.rmtree(partial, ignore_errors=True)
+
+
+def root_of(cell: TaskCell, settings: Settings) -> Path:
+    """Where a cell's data lie: those that are generated in the run's folder."""
+    if cell.cue and settings.folder:
+        return legend_folder(settings.folder, cell.cue)
+    return settings.data_root
+
+
+def legend_folder(folder: Path, cue: str) -> Path:
+    return folder / "data" / f"legend-{cue}"

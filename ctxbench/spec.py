@@ -190,7 +190,12 @@ def parse_blocks(text: str) -> list[BlockSpec]:
     Raises:
         UsageError: with the nearest name, the known options or the accepted values.
     """
-    specs: dict[BlockSpec, None] = {}
+    return list(dict.fromkeys(typed_blocks(text)))
+
+
+def typed_blocks(text: str) -> list[BlockSpec]:
+    """The same with doubles, which may differ in what was typed and what is default."""
+    specs: list[BlockSpec] = []
     for item in split_specs(text):
         match = SPEC.fullmatch(item)
         if not match:
@@ -202,10 +207,10 @@ def parse_blocks(text: str) -> list[BlockSpec]:
             )
         for name in matching_names(match["name"]):
             for values in itertools.product(*grid.values()):
-                specs[resolve(name, dict(zip(grid, values, strict=True)))] = None
+                specs.append(resolve(name, dict(zip(grid, values, strict=True))))
     if not specs:
         raise UsageError("--blocks is empty; name at least one block, or all")
-    return list(specs)
+    return specs
 
 
 def split_specs(text: str) -> list[str]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import blocks
 from ctxbench.errors import UsageError
-from ctxbench.spec import BlockSpec, Cell, parse_blocks
+from ctxbench.spec import BlockSpec, Cell, typed_blocks
 
 if TYPE_CHECKING:
     from tasks.segmentation.data import DataSet
@@ -271,7 +271,7 @@ def listed(text: str, known: Any, option: str) -> list[str]:
 
 def specs_for(text: str, model: Any) -> list[BlockSpec]:
     """The blocks, the model's own one with the model's options where others are not asked for."""
-    return list(dict.fromkeys(fitted(spec, model) for spec in parse_blocks(text)))
+    return list(dict.fromkeys(fitted(spec, model) for spec in typed_blocks(text)))
 
 
 def fitted(spec: BlockSpec, model: Any) -> BlockSpec:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
-import secrets
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ctxbench import environment, gate, inspection, panels, pinning
+from ctxbench import data, environment, gate, inspection, panels, pinning, together
 from ctxbench.cost import Cost
 from ctxbench.errors import RAISED, RunError, UsageError, first_line
 from ctxbench.monitor import Monitor
@@ -30,6 +29,10 @@ if TYPE_CHECKING:
 SHOWN = 4  # images on a sheet
 
 
+class TakenError(Exception):
+    """Another process is at work on a cell."""
+
+
 def settle_tasks(
     cells: Sequence[Cell], settings: Settings, monitor: Monitor
 ) -> Iterator[tuple[Cell, Cost | None, Outcome]]:
@@ -39,23 +42,21 @@ def settle_tasks(
         assert isinstance(cell, TaskCell)
         monitor.taking(cell)
         if settings.together and settings.rank == 0:
-            announced(cell.id)
-        begun = settings.folder and list(work_folder(settings.folder, cell).glob("*/last_checkpoint"))
+            together.broadcast_cell(cell.id)
+        begun = settings.folder and list(work_folder(settings.folder, cell).glob("*/iter_*.pth"))
         doing = "going on with" if begun else "training"
         monitor.measuring(f"{doing} {cell.label}, {cell.model} on {cell.dataset}, seed {cell.seed}")
         start = perf_counter()
         try:
-            with (
-                alone(settings.folder, cell, settings.rank),
-                pinning.restored(),
-            ):  # of deterministic algorithms
+            # Training asks torch for deterministic algorithms; whoever comes next must not get them.
+            with alone(settings.folder, cell, settings.rank), pinning.restored():
                 outcome = train(cell, settings, monitor)
-        except BlockingIOError:
-            outcome = Outcome("skipped", {"reason": "another process is training it", "wall_s": 0.0})
         except RAISED as error:
             if settings.together:  # the others wait for this process, and cannot go on without it
                 raise RunError(f"{cell.label}: {first_line(original(error))}") from error
             outcome = failure(original(error), perf_counter() - start)
+            if isinstance(error, TakenError):
+                outcome = Outcome("skipped", outcome.columns)
         yield cell, None, outcome
 
 
@@ -70,7 +71,7 @@ def train(cell: TaskCell, settings: Settings, monitor: Monitor) -> Outcome:
     assert settings.folder is not None
     folder, start = settings.folder, perf_counter()
     gate.check(cell.create, cell.device, torch.float32)
-    data_root = legend_folder(folder, cell.cue) if cell.cue else settings.data_root
+    data_root = data.root_of(cell, settings)
     state, seconds, cpu = weights_for(cell, settings), 0.0, 0.0
     curve: list[dict[str, float]] = []
     for number in range(len(cell.stages)):
@@ -135,20 +136,6 @@ def check_weights(cells: Sequence[TaskCell], settings: Settings) -> None:
         raise UsageError(str(error)) from None
 
 
-def missing_data(cells: Sequence[TaskCell], data_root: Path) -> str | None:
-    """What is not where it should be, and how to get it; None if all is there."""
-    for cell in cells:
-        data = cell.stages[-1].data
-        if data.name != "legend" and (missing := data.missing(data_root)):
-            more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
-            places = ", ".join(map(str, missing[:3]))
-            return (
-                f"{cell.task}: missing {places}{more}; to get it: {data.advice}; --data-root names the folder "
-                f"that holds {data.folder}; without data: ctxbench task voc --preset demo"
-            )
-    return None
-
-
 def missing_backbone(cells: Sequence[TaskCell]) -> str | None:
     """A word where real images meet a backbone of random weights."""
     for cell in cells:
@@ -158,27 +145,6 @@ def missing_backbone(cells: Sequence[TaskCell]) -> str | None:
                 "with --backbone FILE"
             )
     return None
-
-
-def generate_data(cells: Sequence[TaskCell], folder: Path) -> None:
-    """Make the images of the legend diagnostic that the cells need, each set once and as a whole."""
-    from tasks import legend
-
-    for cue in {cell.cue for cell in cells} - {""}:
-        target, recipe = legend_folder(folder, cue), legend.Recipe(cue)
-        if not legend.is_complete(target, recipe):
-            partial = target.with_name(f"{target.name}-{secrets.token_hex(4)}")
-            legend.generate(partial, recipe)
-            if not legend.is_complete(target, recipe):
-                shutil.rmtree(target, ignore_errors=True)  # of another design, or meddled with
-            try:
-                partial.rename(target)
-            except OSError:  # another run was first
-                shutil.rmtree(partial, ignore_errors=True)
-
-
-def legend_folder(folder: Path, cue: str) -> Path:
-    return folder / "data" / f"legend-{cue}"
 
 
 def work_folder(folder: Path, cell: TaskCell) -> Path:
@@ -191,14 +157,17 @@ def alone(folder: Path | None, cell: TaskCell, rank: int) -> Iterator[None]:
     """While only this process trains the cell in this folder.
 
     Raises:
-        BlockingIOError: if another one does.
+        TakenError: if another one does.
     """
     if folder is None or rank > 0:
         yield
         return
     (folder / "work").mkdir(parents=True, exist_ok=True)
     with (folder / "work" / f"{cell.id}.lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise TakenError("another process is training it") from None
         yield
 
 
@@ -223,7 +192,7 @@ def inspect(cells: Sequence[TaskCell], settings: Settings) -> list[Path]:
         if not weights.exists():
             continue
         state = torch.load(weights, map_location="cpu", weights_only=True)
-        data_root = legend_folder(folder, cell.cue) if cell.cue else settings.data_root
+        data_root = data.root_of(cell, settings)
         trained = training.loaded(cell.job(len(cell.stages) - 1, data_root, state, "single"))
         title = f"{cell.label} in {cell.model} on {cell.dataset}, seed {cell.seed}"
         found.append(
@@ -241,48 +210,3 @@ def original(error: BaseException) -> BaseException:
         return error
     kind, _, words = lines[-1].rpartition("Error: ")
     return RuntimeError(words if kind else lines[-1])
-
-
-def count_processes() -> int:
-    """How many processes torchrun or srun started to train together.
-
-    Raises:
-        UsageError: when that is no number.
-    """
-    from tasks import launch
-
-    try:
-        return launch.announced()
-    except launch.JoinError as error:
-        raise UsageError(str(error)) from None
-
-
-def join_others(device: str) -> int:
-    """Join the processes that torchrun or srun started with this one; returns its rank.
-
-    Raises:
-        UsageError: when they cannot be joined.
-    """
-    from tasks import launch
-
-    try:
-        return launch.join_processes(device)
-    except launch.JoinError as error:
-        raise UsageError(str(error)) from None
-
-
-def take_part(cells: Sequence[TaskCell], settings: Settings) -> None:
-    """Train what the first of several processes announces, until it says that this was all."""
-    by_id = {cell.id: cell for cell in cells}
-    while cell := by_id.get(announced("")):
-        for _ in settle_tasks([cell], settings, Monitor()):
-            pass
-
-
-def announced(cell_id: str) -> str:
-    """What the first of the processes that train together says is next; "" at the end."""
-    import torch
-
-    words = [cell_id]
-    torch.distributed.broadcast_object_list(words, src=0)
-    return words[0]

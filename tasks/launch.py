@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -21,17 +23,13 @@ def join_processes(device: str) -> int:
     Raises:
         JoinError: with the reason.
     """
-    if announced() == 1:
+    if started_processes() == 1:
         return 0
-    try:
+    with join_errors():
         if not torch.distributed.is_initialized():
             if device == "cuda":
                 torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
             torch.distributed.init_process_group("nccl" if device == "cuda" else "gloo")
-    except KeyError as error:
-        raise JoinError(f"cannot join the other processes: {error} is not set") from error
-    except (ValueError, OSError, RuntimeError) as error:
-        raise JoinError(f"cannot join the other processes: {error}") from error
     return torch.distributed.get_rank()
 
 
@@ -50,18 +48,25 @@ def gathered(value: Any) -> list[Any]:
     return found
 
 
-def announced() -> int:
-    """How many processes were started to train together, joined or not.
+def started_processes() -> int:
+    """How many processes torchrun or srun started to train together, joined or not.
 
     Raises:
-        JoinError: for a number that is none.
+        JoinError: when that cannot be told.
     """
-    try:
+    with join_errors():
         adopt_slurm()
         return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+@contextlib.contextmanager
+def join_errors() -> Iterator[None]:
+    """Whatever goes wrong within is told as one `JoinError`."""
+    try:
+        yield
     except KeyError as error:
         raise JoinError(f"cannot join the other processes: {error} is not set") from error
-    except (ValueError, OSError, subprocess.SubprocessError) as error:
+    except (ValueError, OSError, RuntimeError, subprocess.SubprocessError) as error:
         raise JoinError(f"cannot join the other processes: {error}") from error
 
 

@@ -23,6 +23,7 @@ from PIL import Image
 
 import blocks
 from blocks import registry
+from ctxbench import data as datasets
 from ctxbench import networks, taskgrid, training
 from ctxbench.errors import UsageError
 from ctxbench.measure import Settings
@@ -463,7 +464,7 @@ def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
 
 def test_what_is_missing_of_a_data_set_is_listed_with_the_way_to_get_it(tmp_path: Path) -> None:
     grid = taskgrid.make_grid("voc", "paper", "none")
-    text = training.missing_data(grid.cells(), tmp_path)
+    text = datasets.missing_data(grid.cells(), tmp_path)
     assert text is not None
     assert "VOCdevkit/VOC2012/JPEGImages" in text
     assert "--preset demo" in text
@@ -473,7 +474,7 @@ def test_what_is_missing_of_a_data_set_is_listed_with_the_way_to_get_it(tmp_path
         assert split.names is not None
         (tmp_path / VOC.folder / split.names).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / VOC.folder / split.names).touch()
-    assert training.missing_data(grid.cells(), tmp_path) is None
+    assert datasets.missing_data(grid.cells(), tmp_path) is None
 
 
 @pytest.mark.parametrize("name", [name for name in DATASETS if name != "legend"])
@@ -770,6 +771,12 @@ def test_a_network_has_its_own_block_with_its_own_options_unless_others_are_aske
     assert label("a2") == "a2"
 
 
+def test_an_option_that_is_typed_is_not_the_networks_own_choice() -> None:
+    """The demo's network scales attention's scores, unless it is told not to, in one command too."""
+    cells = taskgrid.make_grid("voc", "demo", "self-attn,self-attn[scale=False/True]").cells()
+    assert [cell.label for cell in cells] == ["self-attn[scale=True]", "self-attn"]
+
+
 def test_a_seed_is_trained_once_however_it_is_written() -> None:
     assert [cell.seed for cell in taskgrid.make_grid("voc", "demo", "none", seeds="0,00,1").cells()] == [0, 1]
 
@@ -854,14 +861,14 @@ def test_the_help_lists_every_preset() -> None:
 def test_images_of_another_design_are_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(legend, "Recipe", partial(legend.Recipe, train=2, val=1))
     cells = taskgrid.make_grid("voc", "demo", "none").cells()
-    training.generate_data(cells, tmp_path)
-    folder = training.legend_folder(tmp_path, "14")
+    datasets.generate_data(cells, tmp_path)
+    folder = datasets.legend_folder(tmp_path, "14")
     before = {path.name: path.read_bytes() for path in folder.rglob("*.*")}
     (folder / "JPEGImages" / "train_0000.png").write_bytes(b"")
-    training.generate_data(cells, tmp_path)
+    datasets.generate_data(cells, tmp_path)
     assert not (folder / "JPEGImages" / "train_0000.png").read_bytes(), "what says that it is whole is kept"
     (folder / "recipe.json").write_text("{}")
-    training.generate_data(cells, tmp_path)
+    datasets.generate_data(cells, tmp_path)
     assert {path.name: path.read_bytes() for path in folder.rglob("*.*")} == before
     assert [path.name for path in (tmp_path / "data").iterdir()] == ["legend-14"]
 

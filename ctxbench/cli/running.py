@@ -202,12 +202,12 @@ def task_command(
     cityscapes      mmseg, mmseg-80k
     """
     prepare_torch(executor if not (dry_run or estimate) else None)
-    from ctxbench import networks, taskgrid, training
+    from ctxbench import data, networks, taskgrid, together, training
     from ctxbench.spec import share
 
     load_plugins(plugins)
     device = choose_device(device)
-    count = training.count_processes()
+    count = together.count_processes()
     axes |= {"device": device, "data_root": data_root, "checkpoint": checkpoint, "backbone": backbone}
     axes |= {"processes": count}
     grid = taskgrid.make_grid(name, preset, ",".join(specs) if specs else None, **axes)
@@ -221,7 +221,7 @@ def task_command(
         return OK
     if not cells:
         raise UsageError(f"--shard {shard}: the plan has too few cells to be divided so often")
-    if missing := training.missing_data(cells, data_root):
+    if missing := data.missing_data(cells, data_root):
         raise UsageError(missing)
     if count > 1 and timeout is not None:
         raise UsageError("--timeout is for a single process; several cannot do without one of them")
@@ -237,7 +237,7 @@ def task_command(
         checkpoint=checkpoint and checkpoint.absolute(),
         backbone=backbone and backbone.absolute(),
         together=count > 1,
-        rank=training.join_others(device),
+        rank=together.join_others(device),
     )
     training.check_weights(cells, settings)
     records = train_all(cells, [cell.id for cell in plan], device, settings, WHERE[executor], fresh)
@@ -262,7 +262,7 @@ def task_command(
 def demo_command(out: Path, fresh: bool, executor: str) -> int:
     """Profile a few blocks, train networks with three of them, and write a report: minutes, no download."""
     prepare_torch(executor)
-    from ctxbench import taskgrid, training
+    from ctxbench import data, taskgrid
     from ctxbench.measure import Settings
     from ctxbench.presets import DEMO, DEMO_SHOWN, DEMO_TRAINED
     from ctxbench.report import Report
@@ -275,7 +275,7 @@ def demo_command(out: Path, fresh: bool, executor: str) -> int:
     try:
         grid = taskgrid.make_grid("voc", "demo", DEMO_TRAINED, device=device)
         cells += grid.cells()
-        training.generate_data(grid.cells(), store.folder)
+        data.generate_data(grid.cells(), store.folder)
     except UsageError as error:
         say(f"no networks are trained: {error}", OK)
     settings = Settings(folder=store.folder)

@@ -109,22 +109,22 @@ def train_all(  # noqa: PLR0917
     cells: Sequence[TaskCell], plan: list[str], device: str, settings: Settings, where: Where, fresh: bool
 ) -> list[Record]:
     """The records of these trainings; none in a process that only takes part in what the first one records."""
-    from ctxbench import training
+    from ctxbench import data, together, training
     from ctxbench.runner import Run
     from ctxbench.store import RunStore
 
     assert settings.folder is not None
     store = RunStore.create(settings.folder)
     if settings.rank > 0:
-        training.take_part(cells, settings)
+        together.take_part(cells, settings)
         return []
-    training.generate_data(cells, settings.folder)
+    data.generate_data(cells, settings.folder)
     if notice := training.missing_backbone(cells):
         say(notice, OK)
     run = Run(cells, store, device, settings, "inline" if settings.together else where, fresh, plan)
     records = execute(run)
     if settings.together:
-        training.announced("")
+        together.broadcast_cell("")
     return records
 
 
