@@ -225,7 +225,7 @@ def data_sets() -> Iterator[Verdict]:
 
     for each in known():
         found = state(each, DATA)
-        yield judged(found == "complete", f"{each.name}: {found} in {DATA}", advice=each.advice)
+        yield judged(found == "complete", f"{each.name}: {found}, {DATA / each.folder}", advice=each.advice)
 
 
 def workers() -> Iterator[Verdict]:

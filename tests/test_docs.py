@@ -18,7 +18,7 @@ from ctxbench.cli import main
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-COMMANDS = re.findall(r"^(ctxbench profile [^#\n]*)", README.replace("\\\n", " "), re.MULTILINE)
+COMMANDS = re.findall(r"^(ctxbench (?:profile|task) [^#\n]*)", README.replace("\\\n", " "), re.MULTILINE)
 
 
 def code(document: str, language: str) -> str:
