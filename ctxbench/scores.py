@@ -131,9 +131,7 @@ def notes(rows: list[Row], entries: list[Entry], metric: str) -> list[str]:
             "beside them."
         )
     found += protocol_lines(rows[0]["protocol_json"])
-    found.append(
-        f"Code {rows[0]['program_hash'] or 'unknown'}, as long as nothing in blocks or training changes."
-    )
+    found.append(f"Version of the code of blocks and training: {rows[0]['program_hash'] or 'unknown'}.")
     return [*found, *ties(entries, metric)]
 
 
