@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -101,7 +102,8 @@ def over_cues(rows: list[Row]) -> list[list[Row]]:
     found: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
         if row["context_iou"] is not None and CUE.fullmatch(row["dataset"] or ""):
-            key = tuple(row[name] for name in (it for it in SHARED if it != "dataset"))
+            stages = str(json.loads(row["protocol_json"]).get("stages"))
+            key = *(row[name] for name in SHARED if name not in ("dataset", "protocol_json")), stages
             found.setdefault(key, []).append(row)
     return [members for members in found.values() if len({row["dataset"] for row in members}) > 1]
 
@@ -112,13 +114,15 @@ def cue_of(row: Row) -> float:
 
 
 def cues(rows: list[Row], look: dict[str, dict[str, Any]]) -> Figure:
-    """Mean score over the cue's share, a line per block, and a dot for each seed."""
+    """Mean score over the cue's share, a line per block that saw several, and a dot for each seed."""
     figure = Figure(figsize=SIZE)
     axes = figure.subplots()
     ends = []
     for spec in dict.fromkeys(row["spec"] for row in sorted(rows, key=lambda row: row["spec"])):
         own = [row for row in rows if row["spec"] == spec]
         shares = sorted({cue_of(row) for row in own})
+        if len(shares) < 2:
+            continue
         means = []
         for share in shares:
             values = [100 * row["context_iou"] for row in own if cue_of(row) == share]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from statistics import mean
@@ -54,9 +55,15 @@ def score_tables(rows: list[Row]) -> list[Table[Entry]]:
 def groups_of(rows: list[Row]) -> list[list[Row]]:
     """The rows of each table: of one protocol, network, machine and version of the code."""
     groups: dict[tuple[Any, ...], list[Row]] = {}
-    for row in sorted(rows, key=lambda row: (*(str(row[name]) for name in SHARED), row["spec"], row["seed"])):
+    for row in sorted(rows, key=lambda row: (*(natural(row[it]) for it in SHARED), row["spec"], row["seed"])):
         groups.setdefault(tuple(row[name] for name in SHARED), []).append(row)
     return list(groups.values())
+
+
+def natural(value: Any) -> list[tuple[float, str]]:
+    """Sorts text with numbers in it by those: "legend-4" before "legend-14"."""
+    parts = re.split(r"([0-9]+(?:\.[0-9]+)?)", str(value)[:200])
+    return [(float(part), "") if number % 2 else (-1.0, part) for number, part in enumerate(parts)]
 
 
 def score_table(rows: list[Row]) -> Table[Entry]:

@@ -159,16 +159,37 @@ def test_a_training_without_its_score_or_protocol_is_no_record(fields: dict[str,
 
 def test_every_seed_is_drawn_and_the_cues_beside_one_another() -> None:
     rows = [
-        trained(spec, seed, 0.1 * seed + 0.2 + cue / 100, dataset=f"legend-{cue:g}")
+        trained(
+            spec,
+            seed,
+            0.1 * seed + 0.2 + cue / 100,
+            dataset=f"legend-{cue:g}",
+            protocol_json=json.dumps({"stages": [STAGE], "data_digest": f"{cue}", "processes": 1}),
+        )
         for spec in ("a", r"$\frac{$")
         for seed in (0, 1)
         for cue in (1.6, 14)
     ]
+    rows += [
+        trained("c", 0, 0.5, protocol_json=rows[1]["protocol_json"]),
+        trained("a", 0, 0.5, dataset="legend-14-corners"),
+    ]
     drawn = {picture.name: picture for picture in figures(rows, to_frame(rows), {})}
-    assert list(drawn) == ["scores-0", "scores-1", "cues-0"]
+    assert list(drawn) == ["scores-0", "scores-1", "cues-0"], "the corners have one block alone"
     assert all(picture.png().startswith(b"\x89PNG") for picture in drawn.values())
     (axes,) = drawn["cues-0"].figure.axes
-    assert [list(line.get_xdata()) for line in axes.lines[:2]] == [[1.6, 14.0]] * 2
+    assert [list(line.get_xdata()) for line in axes.lines if len(line.get_xdata()) > 1][:2] == [
+        [1.6, 14.0]
+    ] * 2
+    assert {text.get_text() for text in axes.texts} == {"a", r"$\frac{$"}, "c was seen with one cue"
+
+
+def test_tables_come_by_rising_cue() -> None:
+    cues = ("14", "1.6", "4", "14-corners")
+    tables = score_tables([trained("a", 0, 0.5, dataset=f"legend-{cue}") for cue in cues])
+    assert [table.title.split()[4].rstrip(",") for table in tables] == [
+        f"legend-{cue}" for cue in ("1.6", "4", "14", "14-corners")
+    ]
 
 
 def test_predictions_of_all_blocks_stand_side_by_side(tmp_path: Path) -> None:
