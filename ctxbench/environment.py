@@ -34,7 +34,7 @@ MEASURING = (
     "statistics",
     "subject",
 )
-TRAINING = ("gate", "pinning", "taskgrid", "training")  # the same of a score, beside all of tasks/
+TRAINING = ("gate", "pinning", "taskgrid", "training")  # the same of a score, beside tasks/
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # glibc's malloc.h
 
 # The columns of a record that decide whether timings may be compared.
@@ -285,7 +285,9 @@ def program_hash(kind: str = "profile") -> str:
     """Changes with the catalogue's source, with that of what measures or trains, and with ctxbench's version."""
     here = Path(__file__).parent
     measuring = [here / f"{name}.py" for name in MEASURING]
-    training = [*(here / f"{name}.py" for name in TRAINING), *(here.parent / "tasks").rglob("*.py")]
+    tasks = here.parent / "tasks"
+    shared = [*(here / f"{name}.py" for name in TRAINING), *tasks.glob("*.py")]
+    training = [*shared, *(tasks / "segmentation").glob("*.py")]
     return digest_of([*catalogue(), *(training if kind == "task" else measuring)])
 
 
