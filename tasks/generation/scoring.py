@@ -1,0 +1,169 @@
+"""Scores of generated images against real ones, by torch-fidelity, with the anchors that tell what they mean.
+
+torch-fidelity's own pipeline keeps features under names that hold neither weights nor content, and cannot
+drive a class-conditional generator; here features are extracted once, and its formulas are applied to them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+KID_SUBSETS, KID_LARGEST = 100, 1000
+LEAST_RECALL, LEAST_SPREAD = 0.1, 0.5  # below which a generator has collapsed
+FEWEST = 8
+NEIGHBOURS = 3  # of precision and recall, as in Kynkäänniemi et al. (2019)
+
+
+@dataclass(frozen=True)
+class Features:
+    """What an extractor makes of images: features (N, d), and logits (N, classes) for the Inception score."""
+
+    values: Tensor
+    logits: Tensor
+
+    def of(self, chosen: Tensor) -> Features:
+        """Those of some of the images."""
+        return Features(self.values[chosen], self.logits[chosen])
+
+
+@dataclass(frozen=True)
+class Scores:
+    """How near generated images are to real ones.
+
+    Attributes:
+        fid: Frechet distance; None for fewer than two images for each of the features.
+        kid, kid_std: kernel distance, mean and standard deviation over subsets.
+        inception_score: of the generated images alone.
+        precision, recall: shares of generated images near a real one, and of real ones near a generated one.
+    """
+
+    fid: float | None
+    kid: float
+    kid_std: float
+    inception_score: float
+    precision: float
+    recall: float
+
+
+def compare(generated: Features, real: Features) -> Scores:
+    """All scores of generated images against real ones.
+
+    Raises:
+        ValueError: for fewer than eight images, or features that are not finite.
+    """
+    for what, each in (("generated", generated), ("real", real)):
+        if len(each.values) < FEWEST:
+            raise ValueError(f"{len(each.values)} {what} images are too few to score; {FEWEST} at least")
+        if not (each.values.isfinite().all() and each.logits.isfinite().all()):
+            raise ValueError(f"features of {what} images are not finite")
+    from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
+    from torch_fidelity.metric_isc import isc_features_to_metric
+    from torch_fidelity.metric_kid import kid_features_to_metric
+    from torch_fidelity.metric_prc import prc_features_to_metric
+
+    fewest, width = min(len(generated.values), len(real.values)), generated.values.shape[1]
+    fid = None
+    if fewest >= 2 * width:
+        statistics = [fid_features_to_statistics(each.values) for each in (generated, real)]
+        fid = fid_statistics_to_metric(*statistics, verbose=False)["frechet_inception_distance"]
+    kid = kid_features_to_metric(
+        generated.values,
+        real.values,
+        kid_subsets=KID_SUBSETS,
+        kid_subset_size=min(KID_LARGEST, fewest // 2),
+        verbose=False,
+    )
+    near = prc_features_to_metric(generated.values, real.values, prc_neighborhood=NEIGHBOURS, verbose=False)
+    score = isc_features_to_metric(generated.logits)
+    return Scores(
+        fid,
+        kid["kernel_inception_distance_mean"],
+        kid["kernel_inception_distance_std"],
+        score["inception_score_mean"],
+        near["precision"],
+        near["recall"],
+    )
+
+
+@dataclass(frozen=True)
+class Anchors:
+    """What distances mean in a feature space: those of real images, and of a generator that has collapsed.
+
+    Attributes:
+        bootstrap: real images drawn with replacement against all of them: the floor.
+        halves: one half of the real images against the other.
+        repeated: every image of a class replaced by the class's mean image.
+        spread: mean over classes of the features' standard deviation within a class.
+    """
+
+    bootstrap: Scores
+    halves: Scores
+    repeated: Scores
+    spread: float
+
+
+@dataclass(frozen=True)
+class Assessment:
+    """Scores of generated images with what guards against taking a collapsed generator for a good one.
+
+    Attributes:
+        accuracy: share of images in which the extractor sees the class that was asked for.
+        spread: as of the real images in `Anchors`; `relative_spread` is the share of theirs.
+    """
+
+    scores: Scores
+    anchors: Anchors
+    accuracy: float
+    spread: float
+
+    @property
+    def relative_spread(self) -> float:
+        return self.spread / self.anchors.spread
+
+    @property
+    def collapsed(self) -> str:
+        """Why the images of a class are too much alike, in words; "" if they are not."""
+        found = []
+        if self.scores.recall < LEAST_RECALL:
+            found.append(f"recall {self.scores.recall:.2f}")
+        if self.relative_spread < LEAST_SPREAD:
+            found.append(f"spread within classes {self.relative_spread:.0%} of the real one")
+        fid, repeated = self.scores.fid, self.anchors.repeated.fid
+        if fid is not None and repeated is not None and fid > repeated:
+            found.append("farther away than ten images repeated")
+        return ", ".join(found)
+
+
+def within_classes(features: Features, labels: Tensor) -> float:
+    """Mean over classes of the features' standard deviation, by the root of their mean variance."""
+    found = [features.values[labels == label] for label in labels.unique()]
+    return float(torch.stack([each.var(0).mean().sqrt() for each in found if len(each) > 1]).mean())
+
+
+def anchors(real: Features, labels: Tensor, repeated: Features, seed: int = 0) -> Anchors:
+    """Measured on real images.
+
+    Args:
+        labels: their classes.
+        repeated: features of images each of which is the mean image of its class.
+        seed: of the draws.
+    """
+    count = len(labels)
+    random = torch.Generator().manual_seed(seed)
+    drawn = torch.randint(count, (count,), generator=random)
+    mixed = torch.randperm(count, generator=random)
+    return Anchors(
+        compare(real.of(drawn), real),
+        compare(real.of(mixed[: count // 2]), real.of(mixed[count // 2 :])),
+        compare(repeated, real),
+        within_classes(real, labels),
+    )
+
+
+def assess(generated: Features, asked: Tensor, real: Features, known: Anchors) -> Assessment:
+    """Scores of images that were asked to be of these classes."""
+    accuracy = float((generated.logits.argmax(1) == asked).float().mean())
+    return Assessment(compare(generated, real), known, accuracy, within_classes(generated, asked))
