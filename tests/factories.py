@@ -1,7 +1,8 @@
-"""Records for the tests of what reads them."""
+"""What several tests need: records for what reads them, and a signal for what is trained."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from ctxbench.record import Record
@@ -72,3 +73,17 @@ def no_times() -> dict[str, None]:
 def failed_record(status: str, reason: str, **fields: Any) -> Record:
     """A record of a cell of which nothing was measured."""
     return Record(**(IDENTITY | {"status": status, "reason": reason} | fields))
+
+
+class KilledError(Exception):
+    """Stands for a signal."""
+
+
+def killed_at(text: str) -> Callable[[str], None]:
+    """Listens to a training, and ends it when it says something that begins so."""
+
+    def kill(told: str) -> None:
+        if told.startswith(text):
+            raise KilledError
+
+    return kill

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from tasks.generation import training as engine
 from tasks.generation.data import Images, digits
 from tasks.generation.models import Discriminator, Generator, SpectralNorm, convolutions
 from tasks.generation.recipes import DIGITS, IMAGENET
+from tests.factories import KilledError, killed_at
 
 CLASSES = 10
 
@@ -112,18 +112,6 @@ def test_what_an_iteration_needs_follows_from_seed_iteration_and_rank(data: Imag
     assert torch.equal(noise(), noise())
     assert noise().shape == (2, DIGITS.batch // 2, DIGITS.layout.latent)
     assert not any(torch.equal(noise(), other) for other in (noise(1), noise(iteration=6), noise(rank=1)))
-
-
-class KilledError(Exception):
-    """Stands for a signal."""
-
-
-def killed_at(text: str) -> Callable[[str], None]:
-    def kill(told: str) -> None:
-        if told.startswith(text):
-            raise KilledError
-
-    return kill
 
 
 def assert_equal(first: engine.State, second: engine.State) -> None:

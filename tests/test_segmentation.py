@@ -10,7 +10,6 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -34,6 +33,7 @@ from tasks.segmentation import training as engine
 from tasks.segmentation.data import ADE20K, CITYSCAPES, CLASSES, CONTEXT, DATASETS, VOC
 from tasks.segmentation.models import MODELS
 from tasks.segmentation.recipes import DEMO, RECIPES
+from tests.factories import KilledError, killed_at
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 PRINTED = [name for name in MODELS if name.startswith(("light-ham", "hamnet-van"))]
@@ -154,18 +154,6 @@ def test_equal_seeds_start_alike_outside_the_block(data: Path) -> None:
     assert any(engine.within_block(name) for name in second)
     other = engine.starting_weights(job(data, "none", seed=1))
     assert any(not torch.equal(first[name], other[name]) for name in shared)
-
-
-class KilledError(Exception):
-    """Stands for a signal."""
-
-
-def killed_at(text: str) -> Callable[[str], None]:
-    def kill(told: str) -> None:
-        if told.startswith(text):
-            raise KilledError
-
-    return kill
 
 
 @pytest.fixture(scope="module")
