@@ -51,6 +51,13 @@ def test_any_block_fits_into_both_slots_and_changes_nothing_at_the_start(block: 
         assert torch.equal(network.slot.eval()(x), x)
 
 
+@pytest.mark.parametrize("block", blocks.names())
+def test_no_discriminator_has_batch_normalisation(block: str) -> None:
+    options = {"rank": 4} if "rank" in blocks.info(block).options else {}
+    _, discriminator = networks(block, **options)
+    assert not [it for it in discriminator.modules() if isinstance(it, torch.nn.BatchNorm2d)]
+
+
 def test_the_networks_for_imagenet_have_their_size() -> None:
     with torch.device("meta"):
         generator, discriminator = Generator(IMAGENET, "none", {}), Discriminator(IMAGENET, "none", {})

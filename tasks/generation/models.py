@@ -99,11 +99,21 @@ class ConditionalNorm(nn.Module):
 
 
 class Slot(nn.Module):
-    """x + gate (block(x) - x), with a gate that starts at zero: (B, C, H, W) -> (B, C, H, W)."""
+    """x + gate (block(x) - x), with a gate that starts at zero: (B, C, H, W) -> (B, C, H, W).
 
-    def __init__(self, block: str, width: int, options: dict[str, Any], spectral: bool) -> None:
+    Args:
+        spectral: whether the block's weights are normalised by their largest singular value.
+        batch_norm: whether the block keeps its batch normalisation. In a discriminator that would tell it
+            which images came together, and training collapses; HamGAN leaves it out there too.
+    """
+
+    def __init__(
+        self, block: str, width: int, options: dict[str, Any], spectral: bool, batch_norm: bool = True
+    ) -> None:
         super().__init__()
         self.block = blocks.create(block, width, **options)
+        if not batch_norm:
+            without_batch_norm(self.block)
         if spectral:
             normalised(self.block, exact=True)
         self.gate = nn.Parameter(torch.zeros(()))
@@ -203,7 +213,7 @@ class Discriminator(nn.Module):
         for part in (self.head, self.embedding, *convolutions(self.layers)):
             normalised(part)
         self.depth = layout.slots[1]
-        self.slot = Slot(block, widths[self.depth], options, spectral=True)
+        self.slot = Slot(block, widths[self.depth], options, spectral=True, batch_norm=False)
 
     def forward(self, images: Tensor, labels: Tensor) -> Tensor:
         """(B, channels, size, size) and (B,) -> (B,)."""
@@ -214,6 +224,14 @@ class Discriminator(nn.Module):
                 x = self.slot(x)
         features = F.relu(x).sum((2, 3))
         return self.head(features)[:, 0] + (self.embedding(labels) * features).sum(1)
+
+
+def without_batch_norm(module: nn.Module) -> None:
+    """Put nothing in the place of every batch normalisation of a module."""
+    for parent in list(module.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, nn.BatchNorm1d | nn.BatchNorm2d):
+                setattr(parent, name, nn.Identity())
 
 
 def convolutions(module: nn.Module) -> list[nn.Conv2d]:
