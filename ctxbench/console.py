@@ -22,7 +22,7 @@ from rich.text import Text
 
 from ctxbench.monitor import Reporter
 from ctxbench.record import FAILED, Record
-from ctxbench.scores import METRICS
+from ctxbench.scores import SCORES
 from ctxbench.tables import Table, printable
 
 if TYPE_CHECKING:
@@ -121,10 +121,14 @@ def description_of(record: Record) -> str:
 
 def score_of(record: Record) -> str:
     """What a network reached, if it was trained."""
-    for name, title in METRICS.items():
-        if (value := getattr(record, name)) is not None:
-            return f": {title.replace(' (%)', '')} {100 * value:.1f} %"
-    return ""
+    if record.metric is None:
+        return ""
+    score = SCORES[record.metric]
+    unit = " %" if score.title.endswith("(%)") else ""
+    collapsed = ", collapsed" if record.collapsed else ""
+    return (
+        f": {score.title.removesuffix(' (%)')} {score.text(getattr(record, record.metric))}{unit}{collapsed}"
+    )
 
 
 def shortened(text: str) -> str:

@@ -4,18 +4,12 @@ from __future__ import annotations
 
 import secrets
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ctxbench.errors import UsageError
 from ctxbench.fetch import ARCHIVES, Archive
 from ctxbench.tables import Column, Table
 from tasks.segmentation.data import DATASETS, LEGEND, DataSet, is_there
-
-if TYPE_CHECKING:
-    from ctxbench.measure import Settings
-    from ctxbench.taskgrid import TaskCell
 
 NAMED = 3  # missing paths that are named
 
@@ -63,40 +57,31 @@ def archive_of(name: str) -> Archive:
     return ARCHIVES[name]
 
 
-def missing_data(cells: Sequence[TaskCell], data_root: Path) -> str | None:
+def missing_data(data: DataSet, task: str, data_root: Path) -> str | None:
     """What is not where it should be, and how to get it; None if all is there."""
-    for cell in cells:
-        data = cell.stages[-1].data
-        if data is not LEGEND and (missing := missing_of(data, data_root)):
-            return (
-                f"{cell.task}: missing in {data_root}: {missing}; to get it: {data.advice}; --data-root names "
-                f"the folder that holds {data.folder}; without data: ctxbench task voc --preset demo"
-            )
-    return None
+    if data is LEGEND or not (missing := missing_of(data, data_root)):
+        return None
+    return (
+        f"{task}: missing in {data_root}: {missing}; to get it: {data.advice}; --data-root names "
+        f"the folder that holds {data.folder}; without data: ctxbench task voc --preset demo"
+    )
 
 
-def generate_data(cells: Sequence[TaskCell], folder: Path) -> None:
-    """Make the images of the legend diagnostic that the cells need, each set once and as a whole."""
+def generate_legend(cue: str, folder: Path) -> None:
+    """Make the images of the legend diagnostic with this cue, once and as a whole."""
     from tasks import legend
 
-    for cue in {cell.cue for cell in cells} - {""}:
-        target, recipe = legend_folder(folder, cue), legend.Recipe(cue)
-        if not legend.is_complete(target, recipe):
-            partial = target.with_name(f"{target.name}-{secrets.token_hex(4)}")
-            legend.generate(partial, recipe)
-            if not legend.is_complete(target, recipe):
-                shutil.rmtree(target, ignore_errors=True)  # of another design, or meddled with
-            try:
-                partial.rename(target)
-            except OSError:  # another run was first
-                shutil.rmtree(partial, ignore_errors=True)
-
-
-def root_of(cell: TaskCell, settings: Settings) -> Path:
-    """Where a cell's data lie: those that are generated in the run's folder."""
-    if cell.cue and settings.folder:
-        return legend_folder(settings.folder, cell.cue)
-    return settings.data_root
+    target, recipe = legend_folder(folder, cue), legend.Recipe(cue)
+    if legend.is_complete(target, recipe):
+        return
+    partial = target.with_name(f"{target.name}-{secrets.token_hex(4)}")
+    legend.generate(partial, recipe)
+    if not legend.is_complete(target, recipe):
+        shutil.rmtree(target, ignore_errors=True)  # of another design, or meddled with
+    try:
+        partial.rename(target)
+    except OSError:  # another run was first
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def legend_folder(folder: Path, cue: str) -> Path:

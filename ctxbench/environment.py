@@ -34,7 +34,8 @@ MEASURING = (
     "statistics",
     "subject",
 )
-TRAINING = ("gate", "pinning", "taskgrid", "training")  # the same of a score, beside tasks/
+TRAINING = ("gate", "pinning", "taskgrid", "training")  # the same of a score, beside tasks/ and its own
+UPDATES = ("gans", "generation", "updates")  # the same of a GAN's update, beside MEASURING
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # glibc's malloc.h
 
 # The columns of a record that decide whether timings may be compared.
@@ -281,23 +282,30 @@ def _git(folder: Path, *arguments: str) -> str:
 
 
 @cache
-def program_hash(kind: str = "profile") -> str:
-    """Changes with the catalogue's source, with that of what measures or trains, and with ctxbench's version."""
+def program_hash(code: str = "profile") -> str:
+    """Changes with the catalogue's source, with that of what measures or trains, and with ctxbench's version.
+
+    Args:
+        code: "profile", "step" for a GAN's update, or the kind of task: "segmentation" or "generation".
+    """
     here = Path(__file__).parent
-    measuring = [here / f"{name}.py" for name in MEASURING]
     tasks = here.parent / "tasks"
-    shared = [*(here / f"{name}.py" for name in TRAINING), *tasks.glob("*.py")]
-    training = [*shared, *(tasks / "segmentation").glob("*.py")]
-    return digest_of([*catalogue(), *(training if kind == "task" else measuring)])
+    if code in ("profile", "step"):
+        own = [here / f"{name}.py" for name in (*MEASURING, *(UPDATES if code == "step" else ()))]
+        own += (tasks / "generation").glob("*.py") if code == "step" else []
+    else:
+        shared = [*(here / f"{name}.py" for name in (*TRAINING, code)), *tasks.glob("*.py")]
+        own = [*shared, *(tasks / code).glob("*.py")]
+    return digest_of([*catalogue(), *own])
 
 
 @cache
-def code_hash(block: str, kind: str = "profile") -> str:
+def code_hash(block: str, code: str = "profile") -> str:
     """Changes with `program_hash`, and with the file of a block that is the user's own."""
     import blocks
 
     own = Path(inspect.getsourcefile(blocks.info(block).cls) or "")
-    whole = program_hash(kind)
+    whole = program_hash(code)
     return whole if own in catalogue() else digest_of([own], whole)
 
 

@@ -40,6 +40,7 @@ class Settings:
         folder: where tasks keep data, checkpoints and what comes of them.
         data_root: the folder of data sets.
         checkpoint, backbone: files with the weights that tasks start from.
+        weights: the file with Inception's weights; reference: the one with what is compared with.
         together: whether several processes train each network, and `rank`, this one's: 0 records.
     """
 
@@ -51,6 +52,8 @@ class Settings:
     data_root: Path = Path("data")
     checkpoint: Path | None = None
     backbone: Path | None = None
+    weights: Path | None = None
+    reference: Path | None = None
     together: bool = False
     rank: int = 0
 
@@ -82,7 +85,7 @@ def group(cells: list[Cell], settings: Settings, monitor: Monitor) -> Iterator[t
         start = perf_counter()
         try:
             gate.check(cell.create, cell.device, getattr(torch, cell.dtype))
-            subjects.append(Subject(cell, load, start, settings.timeout_s))
+            subjects.append(cell.subject(load, start, settings.timeout_s))
         except RAISED as error:
             require_device(load.x)
             load.restore()
@@ -97,7 +100,7 @@ def group(cells: list[Cell], settings: Settings, monitor: Monitor) -> Iterator[t
                 outcome = subject.failed or Outcome("ok", subject.columns(reference) | together)
             except Exception as error:  # the clock, or the machine's own figures, could not be read
                 outcome = failure(error, subject.spent_s)
-            if load.x.is_cuda and outcome.status == "ok" and not subject.cell.compiled:
+            if load.x.is_cuda and outcome.status == "ok" and subject.capturable:
                 to_capture.append((subject, outcome))
                 monitor.measured(subject.cell, outcome)
             else:

@@ -16,8 +16,8 @@ from ctxbench import published
 from ctxbench.cost import OperatorCount, PeakMemory
 from ctxbench.errors import UsageError
 from ctxbench.record import GIGA
+from ctxbench.segmentation import SegmentationCell
 from ctxbench.tables import MISSING, Column, Table, number
-from ctxbench.taskgrid import TaskCell
 
 MILLION, GIB = 1e6, 2**30
 SLOT = "decode_head.context"
@@ -173,6 +173,10 @@ def training_peak(network: nn.Module, batch: int, crop: tuple[int, int]) -> int:
     return memory.peak
 
 
+def tables(costs: list[NetworkCost]) -> list[Table[NetworkCost]]:
+    return [table(costs), parts_table(costs)]
+
+
 def table(costs: list[NetworkCost]) -> Table[NetworkCost]:
     """The networks with the block's share and, where there are any, the published numbers."""
     columns = [
@@ -256,7 +260,7 @@ def explanation(cost: NetworkCost) -> str:
     )
 
 
-def estimate(cells: list[TaskCell]) -> list[NetworkCost]:
+def estimate(cells: list[SegmentationCell]) -> list[NetworkCost]:
     """What each cell's network costs; the same network once.
 
     Raises:
@@ -265,7 +269,7 @@ def estimate(cells: list[TaskCell]) -> list[NetworkCost]:
     return [cost_of(cell) for cell in {(it.model, it.block, it.options): it for it in cells}.values()]
 
 
-def cost_of(cell: TaskCell) -> NetworkCost:
+def cost_of(cell: SegmentationCell) -> NetworkCost:
     from tasks.segmentation.models import MODELS
     from tasks.segmentation.training import build
 
@@ -305,12 +309,13 @@ def check_counts(label: str, block: Any, size: tuple[int, int], macs: int) -> No
     Raises:
         UsageError: with both numbers.
     """
-    for name, said, found in (
-        ("param_count", block.param_count(), count(block)),
-        ("macs", block.macs(*size), macs),
-    ):
-        if said != found:
-            raise UsageError(f"{label}: {name}() gives {said}, but there are {found}")
+    require_equal(label, "param_count", block.param_count(), count(block))
+    require_equal(label, "macs", block.macs(*size), macs)
+
+
+def require_equal(label: str, name: str, said: int, found: int) -> None:
+    if said != found:
+        raise UsageError(f"{label}: {name}() gives {said}, but there are {found}")
 
 
 def count(module: nn.Module) -> int:

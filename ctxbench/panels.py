@@ -50,26 +50,50 @@ def framed(tile: np.ndarray, height: int, width: int, larger: int) -> np.ndarray
     return np.pad(padded, ((0, GAP), (0, GAP), (0, 0)), constant_values=255)
 
 
+def tiles(images: np.ndarray, across: int) -> bytes:
+    """PNG of equal images in rows of so many.
+
+    Args:
+        images: (N, C, H, W), uint8, grey or RGB.
+    """
+    count, _, height, width = images.shape
+    rgb = np.broadcast_to(images, (count, 3, height, width)).transpose(0, 2, 3, 1)
+    larger = max(2 * SMALL // (across * width), 1)
+    shown = [framed(image, height, width, larger) for image in rgb]
+    rows = [np.hstack(shown[start : start + across]) for start in range(0, len(shown), across)]
+    file = io.BytesIO()
+    Image.fromarray(np.vstack(rows)[:-GAP, :-GAP]).save(file, "PNG")
+    return file.getvalue()
+
+
 def path_of(folder: Path, cell_id: str) -> Path:
     """Where a run's folder keeps the sheet of a cell."""
     return folder / "panels" / f"{cell_id}.png"
 
 
-def columns(path: Path) -> Sample | None:
-    """The three columns of a sheet that was written; None if there is none, or it is no sheet."""
+def whole(path: Path) -> np.ndarray | None:
+    """A sheet that was written, (h, w, 3); None if there is none, or it cannot be one."""
     try:
         if not path.is_file() or path.stat().st_size > MAX_BYTES:
             return None
         with Image.open(path, formats=["PNG"]) as picture:
             if picture.width * picture.height > MAX_PIXELS:
                 return None
-            whole = np.asarray(picture.convert("RGB"))
+            found = np.asarray(picture.convert("RGB"))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return None
-    height, width = whole.shape[0], (whole.shape[1] - 2 * GAP) // 3
+    return found
+
+
+def columns(path: Path) -> Sample | None:
+    """The three columns of a sheet of predictions; None if there is none, or it is no sheet."""
+    sheet = whole(path)
+    if sheet is None:
+        return None
+    height, width = sheet.shape[0], (sheet.shape[1] - 2 * GAP) // 3
     if width < 1 or height > TALLEST * width:
         return None
     first, second, third = (
-        whole[:, start : start + width] for start in range(0, 3 * (width + GAP), width + GAP)
+        sheet[:, start : start + width] for start in range(0, 3 * (width + GAP), width + GAP)
     )
     return first, second, third

@@ -22,7 +22,7 @@ Side = Annotated[int, Field(gt=0, lt=2**31)]
 Amount = Annotated[float, Field(ge=0, lt=1e15, allow_inf_nan=False)]
 Score = Annotated[float, Field(allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
-Ranking = Literal["miou", "context_iou"]
+Ranking = Literal["miou", "context_iou", "fid", "kid", "agreement"]
 
 TRAINED = (
     "task",
@@ -49,7 +49,7 @@ class Record(BaseModel):
     cell_id: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
     run_id: Text
     created_utc: Text
-    kind: Literal["profile", "task"]
+    kind: Literal["profile", "step", "task"]
     block: Text
     spec: Text
     family: Text
@@ -126,10 +126,18 @@ class Record(BaseModel):
     pixel_accuracy: Share | None = None
     fid: Score | None = None
     kid: Score | None = None
+    kid_std: Amount | None = None
     is_mean: Score | None = None
     is_std: Score | None = None
-    precision: Score | None = None
-    recall: Score | None = None
+    precision: Share | None = None
+    recall: Share | None = None
+    accuracy: Share | None = None
+    relative_spread: Amount | None = None
+    agreement: Annotated[float, Field(ge=-1, le=1)] | None = None
+    collapsed: Text | None = None
+    images_scored: Count | None = None
+    extractor: Text | None = None
+    anchors_json: LongText | None = None
     scoring: Text | None = None
     first_weights: Text | None = None
     iou_json: LongText | None = None

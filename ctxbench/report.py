@@ -41,6 +41,11 @@ METHOD = {
         "time over that of a square matrix product in the same rounds (CPU: side 768, CPU times; CUDA: side 8192).",
         "A block is timed only after it has passed its correctness gate.",
     ),
+    "step": (
+        "Updates: one of the discriminator and one of the generator, on the same random images, timed in "
+        "interleaved rounds as blocks are. MACs: of one forward of each network for a batch, blocks checked against "
+        "their closed forms. Memory: predicted without the optimisers' states; the allocator's peak is with them.",
+    ),
     "task": (
         "Scores: networks of one table differ in the block alone. Of one seed all have the same first weights "
         "outside the block, the same order of images and the same augmentation. The last checkpoint is scored, "
@@ -205,7 +210,7 @@ def tables_of(rows: list[Row], baseline: str | None = None) -> list[Table[Any]]:
         UsageError: for a baseline that no row has.
     """
     scored = score_tables([row for row in rows if row["kind"] == "task"])
-    rows = [row for row in rows if row["kind"] == "profile"]
+    rows = [row for row in rows if row["kind"] in ("profile", "step")]
     specs = list(dict.fromkeys(row["spec"] for row in rows))
     if baseline is not None and baseline not in specs:
         raise UsageError(
@@ -213,7 +218,7 @@ def tables_of(rows: list[Row], baseline: str | None = None) -> list[Table[Any]]:
         )
     if baseline is None and DEFAULT_BASELINE in specs:
         baseline = DEFAULT_BASELINE
-    compared = compare_profile(rows)
+    compared = compare_profile([row for row in rows if row["kind"] == "profile"])
     head: list[Table[Any]] = [published_table(compared)] if compared else []
     repeated = repeatability_table(rows)
     return [*head, *scored, *leaderboards(pooled(rows), baseline), *([repeated] if repeated else [])]

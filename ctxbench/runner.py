@@ -104,20 +104,20 @@ class Run:
         What was skipped is tried again: memory may have become free. A fresh run sets all aside, and
         any run those files that are no records and would be overwritten.
         """
-        wanted = {cell.id for cell in self.cells}
+        wanted = {cell.id: cell for cell in self.cells}
         if self.fresh:
             self.store.set_aside(wanted)
             self.forget_checkpoints([cell for cell in self.cells if cell.kind == "task"])
         records, unreadable = self.store.read()
         for file in unreadable:
             reporter.notice(f"cannot read {file.path.name}: {file.reason}; it is left out")
-        self.store.set_aside({file.path.stem for file in unreadable} & wanted)
+        self.store.set_aside({file.path.stem for file in unreadable} & wanted.keys())
         return {
             record.cell_id: record
             for record in records
             if record.cell_id in wanted
             and record.status != "skipped"
-            and record.code_hash == environment.code_hash(record.block, record.kind)
+            and record.code_hash == environment.code_hash(record.block, wanted[record.cell_id].code)
         }
 
 
@@ -155,8 +155,8 @@ def make_record(settled: Settled, columns: dict[str, Any], run_id: str) -> Recor
         "compiled": cell.compiled,
         "device_type": cell.device,
         "status": outcome.status,
-        "code_hash": environment.code_hash(cell.block, cell.kind),
-        "program_hash": environment.program_hash(cell.kind),
+        "code_hash": environment.code_hash(cell.block, cell.code),
+        "program_hash": environment.program_hash(cell.code),
     } | cell.columns
     try:
         return Record(**(fields | cost_columns(settled.cost) | outcome.columns | columns))

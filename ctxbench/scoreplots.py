@@ -4,24 +4,35 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import matplotlib
+import numpy as np
 from matplotlib.figure import Figure
 
 from ctxbench.labels import label_ends
-from ctxbench.panels import Sample, columns, path_of
+from ctxbench.panels import columns, path_of, whole
 from ctxbench.plots import SIZE, STYLE, Picture, styles
 from ctxbench.record import Row
-from ctxbench.scores import CHANCE, METRICS, SHARED, Entry, entries_of, groups_of, metric_of, title_of
+from ctxbench.scores import (
+    CHANCE,
+    SCORES,
+    SEGMENTED,
+    SHARED,
+    Entry,
+    entries_of,
+    groups_of,
+    metric_of,
+    title_of,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
 
 CUE = re.compile(r"legend-\d{1,2}(\.\d)?")  # a data set that differs from its like in the cue's share alone
-ACROSS = 8  # columns of a figure of predictions
+ACROSS, SAMPLES_ACROSS = 8, 4  # columns of a figure of predictions, and of sheets of samples
 
 
 def figures(rows: list[Row], frame: pd.DataFrame, folders: Mapping[str, Path]) -> list[Picture]:
@@ -39,10 +50,12 @@ def figures(rows: list[Row], frame: pd.DataFrame, folders: Mapping[str, Path]) -
             if len(entries) > 1:
                 caption = f"{title_of(members[0])}: every seed, and the mean"
                 found.append(Picture(f"scores-{number}", caption, scores(entries, metric, look)))
-            sheets = [(row, sheet) for row, sheet in sheets_of(entries, folders) if sheet is not None]
+            read = columns if metric in SEGMENTED else whole
+            sheets = [(row, sheet) for row, sheet in sheets_of(entries, folders, read) if sheet is not None]
             if sheets:
-                caption = f"{title_of(members[0])}: what is predicted, with the {METRICS[metric]}, seed {sheets[0][0]['seed']}"
-                found.append(Picture(f"predictions-{number}", caption, predictions(sheets, metric)))
+                made = "what is predicted" if metric in SEGMENTED else "what is generated"
+                caption = f"{title_of(members[0])}: {made}, with the {SCORES[metric].title}, seed {sheets[0][0]['seed']}"
+                found.append(Picture(f"predictions-{number}", caption, pictures(sheets, metric)))
         for number, members in enumerate(over_cues(rows)):
             caption = "Context IoU over the cue's share of the image: every seed, and the mean"
             found.append(Picture(f"cues-{number}", caption, cues(members, look)))
@@ -55,18 +68,20 @@ def scores(entries: list[Entry], metric: str, look: dict[str, dict[str, Any]]) -
     axes = figure.subplots()
     for place, entry in enumerate(reversed(entries)):
         colour = look[entry.spec]["color"]
-        values = [100 * value for value in entry.values(metric)]
+        values = [SCORES[metric].scale * value for value in entry.values(metric)]
         axes.plot(values, [place] * len(values), "o", color=colour, markersize=4, alpha=0.7)
         axes.plot([sum(values) / len(values)] * 2, [place - 0.3, place + 0.3], color=colour)
     axes.set_yticks(range(len(entries)), [entry.spec for entry in reversed(entries)], parse_math=False)
-    axes.set(xlabel=METRICS[metric], ylim=(-0.6, len(entries) - 0.4))
+    axes.set(xlabel=SCORES[metric].title, ylim=(-0.6, len(entries) - 0.4))
     if metric == "context_iou":
         axes.axvline(100 * CHANCE, color="#999999", linewidth=1, linestyle=":")
         axes.set_title("dotted: chance, with perfect borders")
     return figure
 
 
-def sheets_of(entries: list[Entry], folders: Mapping[str, Path]) -> Iterator[tuple[Row, Sample | None]]:
+def sheets_of(
+    entries: list[Entry], folders: Mapping[str, Path], read: Callable[[Path], Any]
+) -> Iterator[tuple[Row, Any]]:
     """Of each block the sheet of the first seed that all were trained from, or of its own first."""
     common = (
         set.intersection(*({row["seed"] for row in entry.done} for entry in entries)) if entries else set()
@@ -74,17 +89,21 @@ def sheets_of(entries: list[Entry], folders: Mapping[str, Path]) -> Iterator[tup
     for entry in entries:
         row = min(entry.done, key=lambda row: (row["seed"] not in common, row["seed"]))
         folder = folders.get(row["run_id"])
-        yield row, columns(path_of(folder, row["cell_id"])) if folder else None
+        yield row, read(path_of(folder, row["cell_id"])) if folder else None
 
 
-def predictions(sheets: list[tuple[Row, Sample]], metric: str) -> Figure:
-    """Images and truth, which are the same for all, and each block's prediction."""
-    image, truth, _ = sheets[0][1]
-    titled = [("image", image), ("truth", truth)]
-    titled += [(f"{row['spec']}\n{100 * row[metric]:.1f} %", sheet[2]) for row, sheet in sheets]
-    down = -(-len(titled) // ACROSS)
+def pictures(sheets: list[tuple[Row, Any]], metric: str) -> Figure:
+    """What each block's network predicts or generates; of predictions also images and truth, the same for all."""
+    titled: list[tuple[str, np.ndarray]] = []
+    if metric in SEGMENTED:
+        image, truth, _ = sheets[0][1]
+        titled = [("image", image), ("truth", truth)]
+        sheets = [(row, sheet[2]) for row, sheet in sheets]
+    titled += [(f"{row['spec']}\n{SCORES[metric].text(row[metric])}", sheet) for row, sheet in sheets]
+    most = ACROSS if metric in SEGMENTED else SAMPLES_ACROSS
+    down = -(-len(titled) // most)
     across = -(-len(titled) // down)
-    height, width = image.shape[:2]
+    height, width = titled[0][1].shape[:2]
     tall = SIZE[0] * 1.6 / across * height / width
     figure = Figure(figsize=(SIZE[0] * 1.6, (tall + 0.35) * down))
     figure.set_layout_engine("constrained", w_pad=0.02, h_pad=0.02)
@@ -134,7 +153,7 @@ def cues(rows: list[Row], look: dict[str, dict[str, Any]]) -> Figure:
         )
         ends.append((shares[-1], means[-1], spec))
     every = sorted({cue_of(row) for row in rows})
-    axes.set(xscale="log", xlabel="cue (% of the image)", ylabel=METRICS["context_iou"])
+    axes.set(xscale="log", xlabel="cue (% of the image)", ylabel=SCORES["context_iou"].title)
     axes.set_xticks(every, [f"{share:g}" for share in every])
     axes.minorticks_off()
     axes.axhline(100 * CHANCE, color="#999999", linewidth=1, linestyle=":")

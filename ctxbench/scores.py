@@ -14,11 +14,52 @@ from ctxbench.tables import MISSING, Column, Table, machine, number
 
 SHARED = (
     *("task", "preset", "model", "dataset", "train_iterations", "scoring", "first_weights"),
-    *("dtype", "device_name", "torch", "program_hash", "protocol_json"),
+    *("dtype", "device_name", "torch", "program_hash", "protocol_json", "extractor"),
 )
-METRICS = {"context_iou": "context IoU (%)", "miou": "mIoU (%)"}
+
+
+@dataclass(frozen=True)
+class Score:
+    """How a column of scores is shown, and which way is better."""
+
+    column: str
+    title: str
+    scale: float = 1.0
+    decimals: int = 2
+    lower_is_better: bool = False
+
+    @property
+    def name(self) -> str:
+        """The title without its unit."""
+        return self.title.partition(" (")[0]
+
+    def text(self, value: float | None) -> str:
+        return MISSING if value is None else f"{self.scale * value:.{self.decimals}f}"
+
+    def with_unit(self, value: float | None) -> str:
+        return self.text(value) + (" %" if "(%" in self.title and value is not None else "")
+
+
+SCORES = {
+    score.column: score
+    for score in (
+        Score("context_iou", "context IoU (%)", 100, 1),
+        Score("miou", "mIoU (%)", 100, 1),
+        Score("agreement", "agreement (kappa)"),
+        Score("fid", "FID", lower_is_better=True),
+        Score("kid", "KID", decimals=4, lower_is_better=True),
+        Score("is_mean", "IS"),
+        Score("precision", "precision"),
+        Score("recall", "recall"),
+        Score("relative_spread", "spread (% of real)", 100, 0),
+        Score("accuracy", "right class (%)", 100, 1),
+    )
+}
+SEGMENTED = ("context_iou", "miou")
+GENERATED = ("agreement", "fid", "kid", "is_mean", "precision", "recall", "relative_spread", "accuracy")
 CHANCE = 1 / 3  # context IoU of a network that cannot see the cue, with perfect borders
 NEAR_CHANCE = 0.35
+NEAR_NO_AGREEMENT = 0.1
 
 
 @dataclass(frozen=True)
@@ -46,18 +87,37 @@ class Entry:
         values = self.values(name)
         return min(values), max(values)
 
+    @cached_property
+    def collapsed(self) -> list[Row]:
+        """Seeds whose generator makes images that are too much alike."""
+        return [row for row in self.done if row["collapsed"]]
 
-def score_tables(rows: list[Row]) -> list[Table[Entry]]:
-    """One table per task, protocol, network and data: blocks by falling score, failures last."""
-    return [score_table(members) for members in groups_of(rows)]
+
+def score_tables(rows: list[Row]) -> list[Table[Any]]:
+    """One table per task, protocol, network and data: the best blocks first, failures last; then its anchors."""
+    found: list[Table[Any]] = []
+    for members in groups_of(rows):
+        found.append(score_table(members))
+        if known := anchors_of(members):
+            found.append(anchors_table(f"Anchors: {title_of(members[0])}", known))
+    return found
 
 
 def groups_of(rows: list[Row]) -> list[list[Row]]:
-    """The rows of each table: of one protocol, network, machine and version of the code."""
+    """The rows of each table: of one protocol, network, machine, feature space and version of the code.
+
+    A training that failed has no feature space: it stands with its like.
+    """
+    spaces = {shared(row)[:-1]: row["extractor"] for row in rows if row["extractor"] is not None}
+    rows = [row | {"extractor": row["extractor"] or spaces.get(shared(row)[:-1])} for row in rows]
     groups: dict[tuple[Any, ...], list[Row]] = {}
-    for row in sorted(rows, key=lambda row: (*(natural(row[it]) for it in SHARED), row["spec"], row["seed"])):
-        groups.setdefault(tuple(row[name] for name in SHARED), []).append(row)
+    for row in sorted(rows, key=lambda row: (*map(natural, shared(row)), row["spec"], row["seed"])):
+        groups.setdefault(shared(row), []).append(row)
     return list(groups.values())
+
+
+def shared(row: Row) -> tuple[Any, ...]:
+    return tuple(row[name] for name in SHARED)
 
 
 def natural(value: Any) -> list[tuple[float, str]]:
@@ -68,12 +128,14 @@ def natural(value: Any) -> list[tuple[float, str]]:
 
 def score_table(rows: list[Row]) -> Table[Entry]:
     entries, metric = entries_of(rows), metric_of(rows)
-    names = [metric, *(["miou"] if metric != "miou" else [])]
+    others = SEGMENTED if metric in SEGMENTED else GENERATED
+    names = [name for name in others if name != metric and any(row[name] is not None for row in rows)]
     columns = [
         Column[Entry]("block", lambda it: it.spec, numeric=False),
         Column[Entry]("seeds", lambda it: str(len(it.done))),
-        *(Column[Entry](METRICS[name], lambda it, name=name: percent(it, name)) for name in names),  # type: ignore[misc]
+        score_column(metric),
         Column[Entry]("seeds from - to", lambda it: ends(it, metric)),
+        *map(score_column, names),
         Column[Entry]("CPU time (s)", lambda it: number(it.middle("train_cpu_s"), 3)),
     ]
     if any(flags(it) for it in entries):
@@ -81,34 +143,40 @@ def score_table(rows: list[Row]) -> Table[Entry]:
     return Table(title_of(rows[0]), columns, entries, notes(rows, entries, metric))
 
 
+def score_column(name: str) -> Column[Entry]:
+    return Column(SCORES[name].title, lambda it: SCORES[name].text(it.middle(name)))
+
+
 def metric_of(rows: list[Row]) -> str:
     """What the blocks are ranked by."""
-    return "context_iou" if any(row["context_iou"] is not None for row in rows) else "miou"
+    ranked = dict.fromkeys(row["metric"] for row in rows if row["metric"] is not None)
+    return str(next((name for name in SCORES if name in ranked), "miou"))
 
 
 def entries_of(rows: list[Row]) -> list[Entry]:
-    """The blocks, best first, those that failed in every seed last; of a seed the latest record."""
+    """The blocks, best first, then those that collapsed, then those that failed in every seed.
+
+    Of a seed the latest record counts.
+    """
     metric = metric_of(rows)
     latest = {(row["spec"], row["seed"]): row for row in sorted(rows, key=lambda row: row["created_utc"])}
     specs = sorted({row["spec"] for row in rows})
     entries = [Entry([row for (name, _), row in sorted(latest.items()) if name == spec]) for spec in specs]
-    return sorted(entries, key=lambda it: (not it.done, -(it.middle(metric) or 0.0), it.spec))
-
-
-def percent(entry: Entry, name: str) -> str:
-    value = entry.middle(name)
-    return MISSING if value is None else f"{100 * value:.1f}"
+    sign = 1 if SCORES[metric].lower_is_better else -1
+    return sorted(
+        entries,
+        key=lambda it: (not it.done, bool(it.collapsed), sign * (it.middle(metric) or 0.0), it.spec),
+    )
 
 
 def ends(entry: Entry, metric: str) -> str:
     if len(entry.values(metric)) < 2:
         return MISSING
-    low, high = entry.range(metric)
-    return f"{100 * low:.1f} - {100 * high:.1f}"
+    return " - ".join(map(SCORES[metric].text, entry.range(metric)))
 
 
 def flags(entry: Entry) -> str:
-    """What became of seeds that are not scored, and whether the cue was found."""
+    """What became of seeds that are not scored, whether the cue was found, and which generators collapsed."""
     found = [
         f"seed {row['seed']} {row['status']}: {row['reason']}"
         for row in entry.rows
@@ -116,6 +184,10 @@ def flags(entry: Entry) -> str:
     ]
     value = entry.middle("context_iou")
     if value is not None and value < NEAR_CHANCE:
+        found.append("at chance")
+    found += [f"seed {row['seed']} collapsed: {row['collapsed']}" for row in entry.collapsed]
+    agreement = entry.middle("agreement")
+    if agreement is not None and agreement < NEAR_NO_AGREEMENT:
         found.append("at chance")
     return "; ".join(found)
 
@@ -137,20 +209,108 @@ def notes(rows: list[Row], entries: list[Entry], metric: str) -> list[str]:
             "at chance: it has not found the cue, or was not trained long enough to. mIoU holds the local classes "
             "beside them."
         )
+    if metric not in SEGMENTED:
+        found += generation_notes(rows, metric)
     found += protocol_lines(rows[0]["protocol_json"])
     found.append(f"Version of the code of blocks and training: {rows[0]['program_hash'] or 'unknown'}.")
     return [*found, *ties(entries, metric)]
+
+
+def generation_notes(rows: list[Row], metric: str) -> list[str]:
+    """How the scores of generators are to be read."""
+    found = []
+    if metric == "agreement":
+        found.append(
+            "Agreement: how often the two digits are of one class, beyond chance (Cohen's kappa): 1 always, 0 as "
+            "often as independent ones. The class is told to the left half of the generator's first map alone, and "
+            "its convolutions do not reach the right digit: without context the halves are independent."
+        )
+    if metric == "kid":
+        found.append("Too few images for a Frechet distance: two for each of the features at least.")
+    spaces = dict.fromkeys(row["extractor"] for row in rows if row["extractor"] is not None)
+    counts = dict.fromkeys(f"{row['images_scored']:,}" for row in rows if row["images_scored"] is not None)
+    if spaces:
+        found.append(f"{' and '.join(counts)} images scored, in the feature space of {' and '.join(spaces)}.")
+    return found
+
+
+def anchors_of(rows: list[Row]) -> dict[str, Any]:
+    """What the records say of real images in the same feature space; {} if nothing that can be read."""
+    for row in rows:
+        try:
+            found = json.loads(row["anchors_json"] or "{}")
+            values = [found[name][column] for name, _ in ANCHORS for column in ANCHORED]
+            values += [found["accuracy"], found["inception_score"]]
+        except (KeyError, TypeError, ValueError):
+            continue
+        if all(value is None or type(value) in (int, float) for value in values):
+            return dict(found)
+    return {}
+
+
+ANCHORS = (
+    ("bootstrap", "real images, drawn again with replacement"),
+    ("halves", "half of the real images against the other half"),
+    ("repeated", "the mean image of each class, repeated"),
+)
+ANCHORED = {
+    "fid": "fid",
+    "kid": "kid",
+    "inception_score": "is_mean",
+    "precision": "precision",
+    "recall": "recall",
+}
+
+
+def anchors_table(title: str, known: dict[str, Any], first: tuple[Any, ...] = ()) -> Table[tuple[str, Any]]:
+    """What the scores would be of images that are real, and of a generator that has collapsed.
+
+    Args:
+        first: rows before these, as pairs of a name and its scores.
+    """
+
+    def score_of(name: str, column: str) -> Column[tuple[str, Any]]:
+        return Column(SCORES[column].title, lambda it: SCORES[column].text(it[1][name]))
+
+    columns = [
+        Column[tuple[str, Any]]("images", lambda it: it[0], numeric=False),
+        *(score_of(name, column) for name, column in ANCHORED.items()),
+    ]
+    seen = (
+        "" if known["accuracy"] is None else f", and {100 * known['accuracy']:.1f} % are seen as their class"
+    )
+    notes = [f"Of all real images the IS is {SCORES['is_mean'].text(known['inception_score'])}{seen}."]
+    return Table(title, columns, [*first, *((words, known[name]) for name, words in ANCHORS)], notes)
 
 
 def protocol_lines(text: str) -> list[str]:
     """What the record says of each stage, if it can be read."""
     try:
         protocol = json.loads(text)
+        if "stages" not in protocol:
+            return [*generation_lines(protocol)]
         found = [protocol_line(stage) for stage in protocol["stages"]]
         together = f"; {protocol['processes']:d} processes" if protocol["processes"] != 1 else ""
         return [*found, f"Data {protocol['data_digest'] or 'unknown'}{together}."]
     except (KeyError, TypeError, ValueError):
         return []
+
+
+def generation_lines(protocol: dict[str, Any]) -> list[str]:
+    first, second = protocol["learning_rates"]
+    beta, gamma = protocol["betas"]
+    ema = f"mean of the generator's weights (decay {protocol['ema']:g})" if protocol["ema"] else "generator"
+    together = f"; {protocol['processes']:d} processes" if protocol["processes"] != 1 else ""
+    trained = (
+        f"Protocol: {protocol['iterations']:,} updates of each network, {protocol['batch']} images, "
+        f"{protocol['optimizer']} {first:g} (G) and {second:g} (D), betas {beta:g} and {gamma:g}"
+        if protocol["iterations"]
+        else "Scored as they are"
+    )
+    return [
+        f"{trained}; {ema} scored, last checkpoint; first weights: {protocol['first_weights']}. {protocol['note']}",
+        f"Data {protocol['data_digest']}, compared with {protocol['reference_digest']}{together}.",
+    ]
 
 
 def protocol_line(stage: dict[str, Any]) -> str:
@@ -165,16 +325,38 @@ def protocol_line(stage: dict[str, Any]) -> str:
 
 
 def ties(entries: list[Entry], metric: str) -> list[str]:
-    """Which blocks the seeds do not tell from the best one."""
+    """What the seeds say of who is best."""
     scored = [it for it in entries if it.values(metric)]
     if len(scored) < 2:
         return []
-    best = scored[0]
+    best, sound = scored[0], [it for it in scored if not it.collapsed]
+    if not sound:
+        return ["In every block some generator collapsed: the scores rank nothing."]
     if flags(best):
         return []
     if min(len(it.values(metric)) for it in scored) < 2:
         return ["One seed tells no scatter: small differences mean nothing."]
-    same = [it.spec for it in scored[1:] if it.range(metric)[1] >= best.range(metric)[0]]
-    if not same:
-        return [f"Every seed of `{best.spec}` is above all seeds of the others."]
-    return [f"Not told apart from `{best.spec}` by these seeds: {', '.join(same)}."]
+    return [verdict([it.spec for it in sound if overlap(it, best, metric)], len(sound) < len(scored), metric)]
+
+
+def verdict(tied: list[str], collapsed: bool, metric: str) -> str:
+    """Which blocks the seeds do not tell from the best one, itself the first of them.
+
+    Args:
+        collapsed: whether there are others, whose generators collapsed.
+    """
+    best, *same = tied
+    others = "the others that did not collapse" if collapsed else "the others"
+    better = "below" if SCORES[metric].lower_is_better else "above"
+    if "none" in tied and same:
+        return f"No block wins: these seeds do not tell {', '.join(tied)} apart."
+    if same:
+        return f"Not told apart from `{best}` by these seeds: {', '.join(same)}."
+    wins = "No block wins: every" if best == "none" else "Every"
+    return f"{wins} seed of `{best}` is {better} all seeds of {others}."
+
+
+def overlap(entry: Entry, best: Entry, metric: str) -> bool:
+    """Whether the best seed of one block is no worse than the worst one of the best."""
+    (low, high), (best_low, best_high) = entry.range(metric), best.range(metric)
+    return low <= best_high if SCORES[metric].lower_is_better else high >= best_low

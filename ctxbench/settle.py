@@ -12,7 +12,7 @@ from time import perf_counter
 import torch
 
 from ctxbench import environment, measure
-from ctxbench.cost import Cost, estimate
+from ctxbench.cost import Cost
 from ctxbench.devices import Device
 from ctxbench.errors import RAISED, first_line
 from ctxbench.measure import Settings
@@ -67,7 +67,7 @@ def settle_alone(cells: list[Cell], settings: Settings, monitor: Monitor) -> Ite
         monitor.working(f"estimating {describe(cell)}")
         start = perf_counter()
         try:
-            cost = estimate(cell)
+            cost = cell.cost()
         except RAISED as error:
             yield Settled(cell, None, cannot_run(error, perf_counter() - start))
             continue

@@ -87,6 +87,11 @@ class Subject:
         self.fvcore = None if cell.compiled else count_with_fvcore(self.eager, self.x.detach())
         self.preparation_s = perf_counter() - start
 
+    @property
+    def capturable(self) -> bool:
+        """Whether a CUDA graph of it is timed as well."""
+        return not self.cell.compiled
+
     def call(self) -> Tensor:
         """Forward, and backward in training: what is timed. Returns the output."""
         if self.gradient is None:

@@ -17,7 +17,7 @@ from ctxbench.record import FAILED, METRICS, Row
 MISSING = "–"
 FVCORE_TOLERANCE = 0.01
 PREEMPTED = 0.9  # of the wall time: a single thread that got less of the CPU had to wait for others
-GROUP = ("batch", "channels", "height", "width", "dtype", "mode", "compiled", "estimated")
+GROUP = ("batch", "channels", "height", "width", "dtype", "mode", "compiled", "estimated", "task", "preset")
 MEASURED_BY = ("env_hash", "program_hash")
 ORDER = ("batch", "channels", "dtype", "compiled", "mode", "device_name", "env_hash", "spec", "cell_id")
 R = TypeVar("R")
@@ -225,6 +225,9 @@ def measured(rows: list[Row], name: str) -> bool:
 
 def group_title(row: Row) -> str:
     """What the rows of a group share."""
+    if row["kind"] == "step":
+        what = f"{row['task']} ({row['preset']}): one update of both networks, {row['batch']} images"
+        return f"{what}, {row['dtype']}, {machine(row)}"
     mode = "inference" if row["mode"] == "infer" else "training"
     parts = [shape(row), mode, row["dtype"], *(["compiled"] if row["compiled"] else [])]
     if row["estimated"]:

@@ -1,66 +1,59 @@
-"""Tasks as cells of a run: from what the user typed to an ordered list of trainings."""
+"""Tasks as cells of a run: what all of them are, and which grid a task has."""
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 import blocks
 from ctxbench.errors import UsageError
-from ctxbench.spec import BlockSpec, Cell, typed_blocks
+from ctxbench.spec import BlockSpec, Cell
 
 if TYPE_CHECKING:
-    from tasks.segmentation.data import DataSet
-    from tasks.segmentation.recipes import Recipe
-    from tasks.segmentation.training import Job
+    from ctxbench.measure import Settings
+    from ctxbench.monitor import Monitor
+    from ctxbench.outcome import Outcome
 
-SCORINGS = ("single", "ms-flip-logits", "ms-flip-softmax")
 DTYPES = ("float32", "bfloat16")
+SPELLING = {"models": "--model", "cues": "--cue"}  # of options whose names are not those of the axes
 
 
 @dataclass(frozen=True)
 class TaskCell(Cell):
-    """One training: a network with one block in its slot, by one protocol, from one seed.
+    """One training: networks with one block in their slots, by one protocol, from one seed.
 
     Attributes:
         task, preset: name the recipe.
-        model: the network.
-        cue: area of the legend's cue in per cent, where that is the data; "" elsewhere.
-        data: digest of the lists and labels that the data root holds, or of how they are drawn; "": not there.
+        model: the networks.
+        data: digest of the data; "": not there.
         iterations: instead of the recipe's.
-        scoring: how the network is evaluated.
-        checkpoint, backbone: digests of the files with the first weights, of the whole network or of its
-            backbone; "": none.
-        processes: how many train the network together.
+        checkpoint: digest of the file with the first weights; "": none.
+        processes: how many train the networks together.
     """
 
     task: str = ""
     preset: str = ""
     model: str = ""
-    cue: str = ""
     data: str = ""
     iterations: int | None = None
-    scoring: str = "single"
     checkpoint: str = ""
-    backbone: str = ""
     processes: int = 1
 
+    starts: ClassVar[str]  # what, in a working folder, tells that a training has begun
+
     @property
-    def kind(self) -> Literal["profile", "task"]:
+    def kind(self) -> Literal["profile", "step", "task"]:
         return "task"
 
     @property
     def group(self) -> tuple[Any, ...]:
         """Each is trained by itself."""
         return (self.id,)
-
-    @property
-    def dataset(self) -> str:
-        name = self.stages[-1].data.name
-        return f"{name}-{self.cue}" if self.cue else name
 
     @property
     def details(self) -> str:
@@ -74,182 +67,99 @@ class TaskCell(Cell):
             "model": self.model,
             "dataset": self.dataset,
             "train_iterations": self.steps,
-            "scoring": self.scoring,
             "first_weights": self.first_weights,
             "protocol_json": json.dumps(self.protocol),
         }
 
     @property
-    def stages(self) -> tuple[Recipe, ...]:
-        from tasks.segmentation.recipes import RECIPES
-
-        return RECIPES[self.task][self.preset]
+    def dataset(self) -> str:
+        """The name of the data."""
+        raise NotImplementedError
 
     @property
     def steps(self) -> int:
-        """All iterations of all stages."""
-        return sum(self.steps_of(stage) for stage in self.stages)
-
-    @property
-    def protocol(self) -> dict[str, Any]:
-        """What a reader must know to compare a score with another."""
-        stages = [self.job(number).protocol() for number in range(len(self.stages))]
-        return {"stages": stages, "data_digest": self.data, "processes": self.processes}
-
-    def steps_of(self, stage: Recipe) -> int:
-        return stage.iterations if self.iterations is None else self.iterations
+        """All iterations."""
+        raise NotImplementedError
 
     @property
     def first_weights(self) -> str:
         """Where training starts, in words."""
-        if self.checkpoint:
-            return f"network {self.checkpoint}"
-        return f"backbone {self.backbone}" if self.backbone else "random"
+        raise NotImplementedError
 
     @property
-    def given(self) -> dict[str, Any]:
-        """The options that are not the block's defaults."""
-        defaults = blocks.info(self.block).defaults
-        return {name: value for name, value in self.options if value != defaults[name]}
+    def protocol(self) -> dict[str, Any]:
+        """What a reader must know to compare a score with another."""
+        raise NotImplementedError
 
-    def job(self, stage: int, data_root: Path = Path(), state: Any = None, scoring: str = "") -> Job:
-        """What `tasks` is to carry out for this stage."""
-        from tasks.segmentation.training import Job
+    def missing(self, data_root: Path) -> str | None:
+        """What is not where it should be, and how to get it; None if all is there."""
+        raise NotImplementedError
 
-        return Job(
-            recipe=self.stages[stage],
-            model=self.model,
-            block=self.block,
-            options=dict(self.options),
-            data_root=data_root,
-            seed=self.seed,
-            iterations=self.iterations,
-            dtype=self.dtype,
-            device=self.device,
-            scoring=scoring or (self.scoring if stage == len(self.stages) - 1 else "single"),
-            state=state,
-            first_weights=self.first_weights if stage == 0 else "previous stage",
-        )
+    def prepare(self, folder: Path) -> None:
+        """Make the data that can be made, in the run's folder."""
+
+    def check_weights(self, settings: Settings) -> None:
+        """See whether the user's files fit.
+
+        Raises:
+            UsageError: naming what does not.
+        """
+
+    def notice(self) -> str | None:
+        """What the user should know before the training begins."""
+        return None
+
+    def train(self, settings: Settings, monitor: Monitor) -> Outcome:
+        """Train through to the end, score, and keep what came of it in the run's folder."""
+        raise NotImplementedError
 
 
-@dataclass(frozen=True)
-class TaskGrid:
-    """What the user asked for, as typed; `cells` is the product of blocks, seeds, cues and dtypes.
+class TaskGrid(Protocol):
+    """What the user asked for, as typed."""
 
-    Attributes:
-        blocks: specs; None: each model's own.
-        models: names; None: the recipe's.
-        cues: of the legend diagnostic; None: its default.
-        data_root: the folder of data sets.
-        checkpoint, backbone: files with the first weights, of the whole network or of its backbone.
-        processes: how many train each network together.
-    """
-
-    task: str
-    blocks: str | None
-    preset: str
-    models: str | None = None
-    seeds: str = "0"
-    cues: str | None = None
-    iterations: int | None = None
-    scoring: str = "single"
-    dtypes: str = "float32"
-    device: str = "cpu"
-    data_root: Path = Path("data")
-    checkpoint: Path | None = None
-    backbone: Path | None = None
-    processes: int = 1
-
-    def cells(self) -> list[TaskCell]:
+    def cells(self) -> list[Any]:
         """All cells.
 
         Raises:
             UsageError: for whatever is not known or cannot be read.
         """
-        from tasks.legend import CUES, DEFAULT_CUE
-        from tasks.segmentation.models import MODELS
-        from tasks.segmentation.recipes import RECIPES
-
-        presets = RECIPES[self.task]
-        if self.preset not in presets:
-            raise UsageError(f"--preset: {self.preset!r} is not known; {self.task} has {', '.join(presets)}")
-        recipe = presets[self.preset][-1]
-        names = listed(recipe.model if self.models is None else self.models, MODELS, "--model")
-        generated = recipe.data.name == "legend"
-        if self.cues is not None and not generated:
-            raise UsageError("--cue is for --preset demo, whose images are generated")
-        cues = listed(DEFAULT_CUE if self.cues is None else self.cues, CUES, "--cue") if generated else [""]
-        if self.scoring not in SCORINGS:
-            raise UsageError(f"--scoring: {self.scoring!r} is not known; choose from {', '.join(SCORINGS)}")
-        seeds = list(dict.fromkeys(int(text) for text in listed(self.seeds, None, "--seeds")))
-        digests = [
-            "" if path is None else digest_of(path, option)
-            for path, option in ((self.checkpoint, "--checkpoint"), (self.backbone, "--backbone"))
-        ]
-        data = {cue: self.data_digest(recipe.data, cue) for cue in cues}
-        return [
-            TaskCell(
-                block=spec.name,
-                options=spec.options,
-                batch=recipe.batch,
-                channels=block_width(MODELS[name]),
-                height=recipe.crop[0],
-                width=recipe.crop[1],
-                dtype=dtype,
-                mode="train",
-                compiled=False,
-                device=self.device,
-                estimated=False,
-                seed=seed,
-                label=spec.label,
-                task=self.task,
-                preset=self.preset,
-                model=name,
-                cue=cue,
-                data=data[cue],
-                iterations=self.iterations,
-                scoring=self.scoring,
-                checkpoint=digests[0],
-                backbone=digests[1],
-                processes=self.processes,
-            )
-            for name in names
-            for cue in cues
-            for dtype in listed(self.dtypes, DTYPES, "--dtypes")
-            for seed in seeds
-            for spec in specs_for(MODELS[name].block if self.blocks is None else self.blocks, MODELS[name])
-        ]
-
-    def data_digest(self, data: DataSet, cue: str) -> str:
-        from tasks import legend
-
-        if cue:
-            return hashlib.sha256(legend.written(legend.Recipe(cue)).encode()).hexdigest()[:16]
-        try:
-            return data.digest(self.data_root)
-        except OSError as error:
-            raise UsageError(f"cannot read {error.filename}: {error.strerror}") from None
 
 
 def make_grid(task: str, preset: str | None, specs: str | None, **axes: Any) -> TaskGrid:
-    """The grid of a task; without blocks each model gets its own.
+    """The grid of a task; without blocks the preset or each model brings its own.
+
+    Args:
+        axes: fields of the task's grid; None is what was not asked for.
 
     Raises:
-        UsageError: for a task that there is not, or packages that it needs.
+        UsageError: for a task that there is not, packages that it needs, and axes that it does not have.
     """
-    from tasks.segmentation import compat
-    from tasks.segmentation.recipes import RECIPES
+    from tasks.generation.recipes import RECIPES as GENERATED
+    from tasks.segmentation.recipes import RECIPES as SEGMENTED
 
-    if task not in RECIPES:
-        raise UsageError(f"{task!r} is no task; there are {', '.join(RECIPES)}")
+    if task not in {**SEGMENTED, **GENERATED}:
+        raise UsageError(f"{task!r} is no task; there are {', '.join((*SEGMENTED, *GENERATED))}")
+    kind: Any
     try:
-        compat.prepare()
+        if task in SEGMENTED:
+            from ctxbench.segmentation import SegmentationGrid
+            from tasks.segmentation import compat
+
+            compat.prepare()
+            kind = SegmentationGrid
+        else:
+            from ctxbench.generation import GenerationGrid
+            from tasks import generation
+
+            generation.prepare()
+            kind = GenerationGrid
     except ImportError as error:
         raise UsageError(str(error)) from None
-    if axes.get("checkpoint") and axes.get("backbone"):
-        raise UsageError("--checkpoint and --backbone: one of them, please; a checkpoint holds its backbone")
-    usual = "paper" if "paper" in RECIPES[task] else next(iter(RECIPES[task]))
-    return TaskGrid(task, specs, usual if preset is None else preset, **axes)
+    given = {name: value for name, value in axes.items() if value is not None}
+    known = {field.name for field in dataclasses.fields(kind)}
+    if unknown := [SPELLING.get(name, f"--{name}") for name in given if name not in known]:
+        raise UsageError(f"{', '.join(unknown)}: not for {task}")
+    return kind.of(task, preset, specs, **given)
 
 
 def listed(text: str, known: Any, option: str) -> list[str]:
@@ -269,25 +179,27 @@ def listed(text: str, known: Any, option: str) -> list[str]:
     return words
 
 
-def specs_for(text: str, model: Any) -> list[BlockSpec]:
-    """The blocks, the model's own one with the model's options where others are not asked for."""
-    return list(dict.fromkeys(fitted(spec, model) for spec in typed_blocks(text)))
+def parse_seeds(text: str) -> list[int]:
+    return list(dict.fromkeys(int(word) for word in listed(text, None, "--seeds")))
 
 
-def fitted(spec: BlockSpec, model: Any) -> BlockSpec:
-    """The block with the model's options where no others were asked for."""
+def choose_preset(task: str, presets: Mapping[str, Any], preset: str) -> Any:
+    """The recipe of this name.
+
+    Raises:
+        UsageError: with those that there are.
+    """
+    if preset not in presets:
+        raise UsageError(f"--preset: {preset!r} is not known; {task} has {', '.join(presets)}")
+    return presets[preset]
+
+
+def fitted(spec: BlockSpec, usual: Mapping[str, Any]) -> BlockSpec:
+    """The block with these options where no others were asked for."""
     info = blocks.info(spec.name)
-    usual = {**model.usual.get("all", {}), **model.usual.get(spec.name, {})}
-    usual = {name: value for name, value in usual.items() if name in info.options}
-    own = model.options if spec.name == model.block else {}
+    known = {name: value for name, value in usual.items() if name in info.options}
     typed = {name: value for name, value in spec.options if name in spec.typed}
-    return BlockSpec(spec.name, tuple(sorted(info.resolve(usual | own | typed).items())), spec.typed)
-
-
-def block_width(model: Any) -> int:
-    """The channels of the model's slot."""
-    _, head, _ = model.parts()
-    return int(head.get("block_channels") or head["channels"])
+    return BlockSpec(spec.name, tuple(sorted(info.resolve(known | typed).items())), spec.typed)
 
 
 def digest_of(path: Path, option: str) -> str:

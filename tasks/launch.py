@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 import subprocess
 from collections.abc import Iterator
 from typing import Any
 
 import torch
+from torch import nn
 
 PORTS = range(20_000, 30_000)
 
@@ -39,6 +41,11 @@ def processes() -> int:
     return torch.distributed.get_world_size() if distributed else 1
 
 
+def local_processes() -> int:
+    """How many of the processes that train together run on this machine."""
+    return gathered(socket.gethostname()).count(socket.gethostname())
+
+
 def gathered(value: Any) -> list[Any]:
     """What each of the processes that train together has, by rank."""
     if processes() == 1:
@@ -46,6 +53,12 @@ def gathered(value: Any) -> list[Any]:
     found: list[Any] = [None] * processes()
     torch.distributed.all_gather_object(found, value)
     return found
+
+
+def share_buffers(network: nn.Module) -> None:
+    """Give all processes the first one's statistics of normalisation, that they score and keep one network."""
+    for buffer in network.buffers() if processes() > 1 else []:
+        torch.distributed.broadcast(buffer, 0)
 
 
 def started_processes() -> int:

@@ -10,21 +10,25 @@ import torch
 
 import blocks
 from tasks.generation import training as engine
-from tasks.generation.data import Images, digits
+from tasks.generation.data import Images, digits, halves, twins
 from tasks.generation.models import Discriminator, Generator, SpectralNorm, convolutions
-from tasks.generation.recipes import DIGITS, IMAGENET
+from tasks.generation.recipes import RECIPES
 from tests.factories import KilledError, killed_at
 
 CLASSES = 10
+DIGITS = RECIPES["digits"]["16x16"]
+TWINS = RECIPES["twins"]["8x32"]
+IMAGENET = RECIPES["imagenet"]["hamgan-baby"].layout
 
 
 @pytest.fixture(scope="module")
 def data() -> Images:
-    return digits(DIGITS.layout.size)
+    return digits(DIGITS.layout.size[0])
 
 
 def job(block: str = "none", options: dict[str, Any] | None = None, **fields: Any) -> engine.Job:
-    return engine.Job(DIGITS, block, options or {}, **({"iterations": 6} | fields))
+    options = options or {}
+    return engine.Job(DIGITS, DIGITS.layout, block, (options, options), **({"iterations": 6} | fields))
 
 
 def networks(block: str = "none", **options: Any) -> tuple[Generator, Discriminator]:
@@ -49,6 +53,16 @@ def test_any_block_fits_into_both_slots_and_changes_nothing_at_the_start(block: 
     for network in networks(block, **options):
         x = torch.rand(2, network.slot.block.channels, 8, 8)
         assert torch.equal(network.slot.eval()(x), x)
+
+
+@pytest.mark.parametrize("block", blocks.names())
+def test_no_block_waits_behind_two_closed_gates(block: str) -> None:
+    """Of two gates in a row that are zero neither would ever get a gradient."""
+    options = {"rank": 4} if "rank" in blocks.info(block).options else {}
+    for network in networks(block, **options):
+        x = torch.rand(2, network.slot.block.channels, 8, 8)
+        (network.slot(x) * torch.rand_like(x)).sum().backward()
+        assert (network.slot.gate.grad != 0) == (block != "none")
 
 
 @pytest.mark.parametrize("block", blocks.names())
@@ -109,7 +123,7 @@ def test_equal_seeds_start_alike_outside_the_slots() -> None:
         assert all(torch.equal(value, others[key]) for key, value in weights.items())
         assert len(others) > len(weights)
     other = engine.start(job(seed=1)).generator.state_dict()
-    assert not torch.equal(other["stem.weight"], first.generator.state_dict()["stem.weight"])
+    assert not torch.equal(other["stem.linear.weight"], first.generator.state_dict()["stem.linear.weight"])
 
 
 def test_what_an_iteration_needs_follows_from_seed_iteration_and_rank(data: Images) -> None:
@@ -136,7 +150,7 @@ def test_a_training_that_is_killed_and_resumed_ends_bit_for_bit_as_a_straight_on
     straight = engine.train(ours, data, tmp_path / "straight")
     with pytest.raises(KilledError):
         engine.train(ours, data, tmp_path / "killed", killed_at(f"iteration {iteration} "))
-    assert_equal(engine.train(ours, data, tmp_path / "killed"), straight)
+    assert_equal(engine.train(ours, data, tmp_path / "killed").state, straight.state)
 
 
 def test_a_checkpoint_holds_tensors_and_plain_values_alone(data: Images, tmp_path: Path) -> None:
@@ -147,9 +161,12 @@ def test_a_checkpoint_holds_tensors_and_plain_values_alone(data: Images, tmp_pat
 
 
 def test_the_average_follows_the_generator(data: Images, tmp_path: Path) -> None:
-    first = engine.start(job()).generator.state_dict()["stem.weight"]
-    state = engine.train(job(), data, tmp_path)
-    now, mean = state.generator.state_dict()["stem.weight"], state.average.state_dict()["stem.weight"]
+    first = engine.start(job()).generator.state_dict()["stem.linear.weight"]
+    state = engine.train(job(), data, tmp_path).state
+    now, mean = (
+        state.generator.state_dict()["stem.linear.weight"],
+        state.average.state_dict()["stem.linear.weight"],
+    )
     assert 0 < (mean - first).norm() < (now - first).norm()
 
 
@@ -162,6 +179,106 @@ def test_a_loss_that_is_not_finite_is_told(
 
 
 def test_mixed_precision_trains_on_a_cpu(data: Images, tmp_path: Path) -> None:
-    state = engine.train(job("ham-nmf", {"rank": 4}, dtype="bfloat16"), data, tmp_path)
+    state = engine.train(job("ham-nmf", {"rank": 4}, dtype="bfloat16"), data, tmp_path).state
     assert len(state.curve) == 6
-    assert state.curve != engine.train(job("ham-nmf", {"rank": 4}), data, tmp_path / "full").curve
+    assert state.curve != engine.train(job("ham-nmf", {"rank": 4}), data, tmp_path / "full").state.curve
+
+
+def test_a_damaged_checkpoint_counts_as_none(data: Images, tmp_path: Path) -> None:
+    straight = engine.train(job(), data, tmp_path)
+    whole = (tmp_path / engine.NAME).read_bytes()
+    for damaged in (b"", whole[: len(whole) // 2], b"no checkpoint"):
+        (tmp_path / engine.NAME).write_bytes(damaged)
+        assert_equal(engine.train(job(), data, tmp_path).state, straight.state)
+
+
+def test_a_malicious_checkpoint_is_not_executed(data: Images, tmp_path: Path) -> None:
+    class Malicious:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return Path.touch, (tmp_path / "executed",)
+
+    torch.save({"generator": Malicious()}, tmp_path / engine.NAME)
+    engine.train(job(), data, tmp_path)
+    assert not (tmp_path / "executed").exists()
+
+
+def test_what_is_logged(data: Images, tmp_path: Path) -> None:
+    trained = engine.train(job(), data, tmp_path)
+    lines = trained.curve_csv().splitlines()
+    assert lines[0] == "iteration,generator,discriminator,right,generator_norm,discriminator_norm"
+    assert len(lines) == 7
+    assert all(0 <= point["right"] <= 1 for point in trained.state.curve)
+    assert all(point["generator_norm"] > 0 < point["discriminator_norm"] for point in trained.state.curve)
+    assert trained.cpu_seconds > 0
+    assert trained.peak_bytes > 2**20
+
+
+def test_samples_are_shown_on_the_way(data: Images, tmp_path: Path) -> None:
+    shown: dict[int, torch.Tensor] = {}
+    engine.train(job(), data, tmp_path, show=lambda iteration, images: shown.update({iteration: images}))
+    assert list(shown) == [1, 2, 3, 4, 5, 6]
+    assert shown[6].shape == (100, 1, 16, 16)
+    assert shown[6].dtype == torch.uint8
+    assert not torch.equal(shown[1], shown[6])
+
+
+def test_images_follow_from_weights_and_seed(data: Images) -> None:
+    ours, labels = job("ham-nmf", {"rank": 4}), torch.arange(10)
+    average = engine.start(ours).average
+
+    def images(*numbers: int) -> torch.Tensor:
+        return torch.cat([part for part, _ in engine.generate(ours, average, labels, *numbers)])
+
+    assert torch.equal(images(), images())
+    assert not torch.equal(images(), images(1))
+
+
+def test_a_generator_that_makes_nan_is_told() -> None:
+    state = engine.start(job())
+    with torch.no_grad():
+        state.average.head.bias.fill_(torch.nan)  # type: ignore[operator,union-attr]
+    with pytest.raises(FloatingPointError, match="not finite"):
+        next(engine.generate(job(), state.average, torch.arange(3)))
+
+
+# Twins
+
+
+def reach(block: str, **options: Any) -> tuple[float, float]:
+    """How far the class moves the left and the right twin, at an open gate."""
+    with engine.seeded(0):
+        generator = Generator(TWINS.layout, block, options).eval()
+    torch.nn.init.constant_(generator.slot.gate, 0.5)
+    noise = torch.randn(4, TWINS.layout.latent)
+    first, second = (generator(noise, torch.full((4,), label)) for label in (0, 1))
+    left, right = halves((first - second).abs()).flatten(1).amax(1).tolist()
+    return left, right
+
+
+def test_without_context_the_class_does_not_reach_the_right_twin() -> None:
+    left, right = reach("none")
+    assert left > 0
+    assert right == 0
+
+
+@pytest.mark.parametrize("block", ["ham-nmf", "self-attn", "a2", "ccnet", "danet"])
+def test_context_brings_the_class_to_the_right_twin(block: str) -> None:
+    options = {"rank": 4} if "rank" in blocks.info(block).options else {}
+    _, right = reach(block, **options)
+    assert right > 0
+
+
+def test_twins_are_of_one_class_and_not_the_same() -> None:
+    data = twins()
+    assert data.images.shape == (4 * 1797, 1, 8, 32)
+    left, right = halves(data.images)
+    single = digits(8)
+    known = {image.numpy().tobytes(): int(label) for image, label in zip(*vars_of(single), strict=True)}
+    for side in (left, right):
+        assert [known[image.numpy().tobytes()] for image in side[::7]] == data.labels[::7].tolist()
+    assert (left == right).flatten(1).all(1).float().mean() < 0.01
+    assert data.digest == twins().digest
+
+
+def vars_of(data: Images) -> tuple[torch.Tensor, torch.Tensor]:
+    return data.images, data.labels

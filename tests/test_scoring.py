@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +10,10 @@ import pytest
 import torch
 
 from tasks.generation import scoring
-from tasks.generation.data import Images, digits
+from tasks.generation.data import DataError, Images, digits, twins
 from tasks.generation.extractors import Extractor, digits_extractor
-from tasks.generation.scoring import Features, anchors, assess, compare
+from tasks.generation.judging import Reference, assess, in_batches
+from tasks.generation.scoring import Features, agreement, compare
 
 WIDTH, CLASSES = 16, 10
 
@@ -131,18 +133,12 @@ def extractor(real: Images, tmp_path_factory: pytest.TempPathFactory) -> Extract
     return digits_extractor(real, tmp_path_factory.mktemp("extractor"))
 
 
-def repeated(images: Images) -> torch.Tensor:
-    """Every image replaced by the mean image of its class."""
-    means = torch.stack([images.images[images.labels == it].float().mean(0) for it in range(CLASSES)])
-    return means.round().to(torch.uint8)[images.labels]
-
-
 def test_the_extractor_is_the_same_for_the_same_images_and_named_by_its_weights(
     real: Images, extractor: Extractor, tmp_path: Path
 ) -> None:
     assert digits_extractor(real, tmp_path).name == extractor.name
     assert digits_extractor(real, tmp_path).name == extractor.name, "read from its file"
-    fewer = Images(real.images[:500], real.labels[:500])
+    fewer = Images.of(real.images[:500], real.labels[:500])
     assert digits_extractor(fewer, tmp_path).name != extractor.name
     assert len(list(tmp_path.iterdir())) == 2
 
@@ -153,19 +149,118 @@ def test_the_extractor_knows_digits_that_it_has_not_seen(real: Images, extractor
     assert (found == real.labels[held_out]).float().mean() > 0.95
 
 
-def test_anchors_tell_real_images_from_ten_that_are_repeated(real: Images, extractor: Extractor) -> None:
-    features, same = extractor(real.images), extractor(repeated(real))
-    known = anchors(features, real.labels, same)
+@pytest.fixture(scope="module")
+def reference(real: Images, extractor: Extractor) -> Reference:
+    return Reference.of(in_batches(real.images, real.labels), extractor, real.digest)
+
+
+def repeated(images: Images) -> torch.Tensor:
+    """Every image replaced by the mean image of its class."""
+    means = torch.stack([images.images[images.labels == it].float().mean(0) for it in range(CLASSES)])
+    return means.round().to(torch.uint8)[images.labels]
+
+
+def test_anchors_tell_real_images_from_ten_that_are_repeated(
+    real: Images, extractor: Extractor, reference: Reference
+) -> None:
+    known = reference.known
     assert known.bootstrap.fid is not None
     assert known.halves.fid is not None
     assert known.repeated.fid is not None
     assert known.bootstrap.fid < known.halves.fid < known.repeated.fid / 5
-    good = assess(features, real.labels, features, known)
+    assert known.accuracy is not None
+    assert known.accuracy > 0.99
+    good = assess(in_batches(real.images, real.labels), extractor, reference)
     assert good.collapsed == ""
-    assert (good.relative_spread, good.accuracy > 0.99) == (1.0, True)
-    bad = assess(same, real.labels, features, known)
+    assert good.relative_spread == pytest.approx(1.0)
+    assert good.scores.fid == pytest.approx(0.0, abs=1e-6)
+    bad = assess(in_batches(repeated(real), real.labels), extractor, reference)
+    assert bad.scores.fid == pytest.approx(known.repeated.fid, rel=1e-4), "what such a generator gets"
     assert "recall 0.00" in bad.collapsed
     assert "spread within classes 0% of the real one" in bad.collapsed
+    assert bad.accuracy is not None
     assert bad.accuracy > 0.9, "accuracy alone would not tell"
-    other = assess(features, (real.labels + 1) % CLASSES, features, known)
+    other = assess(in_batches(real.images, (real.labels + 1) % CLASSES), extractor, reference)
+    assert other.accuracy is not None
     assert other.accuracy < 0.05
+
+
+def test_a_reference_is_kept_in_a_file(
+    real: Images, extractor: Extractor, reference: Reference, tmp_path: Path
+) -> None:
+    reference.save(tmp_path / "reference.npz")
+    again = Reference.load(tmp_path / "reference.npz")
+    assert [path.name for path in tmp_path.iterdir()] == ["reference.npz"]
+    assert torch.equal(again.features, reference.features)
+    assert torch.equal(again.labels, reference.labels)
+    assert (again.known, again.extractor, again.digest) == (reference.known, extractor.name, real.digest)
+
+
+@pytest.mark.parametrize("content", [b"", b"PK nothing", b"{}"])
+def test_a_file_that_is_no_reference_is_refused(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "reference.npz").write_bytes(content)
+    with pytest.raises(DataError, match=r"reference\.npz holds no reference"):
+        Reference.load(tmp_path / "reference.npz")
+
+
+def test_a_reference_with_a_pickle_is_refused(tmp_path: Path) -> None:
+    np.savez(tmp_path / "reference.npz", about=np.array([Path("x")], dtype=object))
+    with pytest.raises(DataError, match="holds no reference"):
+        Reference.load(tmp_path / "reference.npz")
+
+
+def test_a_reference_of_another_feature_space_is_refused(
+    real: Images, extractor: Extractor, reference: Reference
+) -> None:
+    other = dataclasses.replace(extractor, name="another")
+    with pytest.raises(ValueError, match=r"extractor digits-cnn-.*, not another"):
+        assess(in_batches(real.images, real.labels), other, reference)
+
+
+def test_images_without_the_classes_of_the_reference_have_no_spread_within_them(
+    real: Images, extractor: Extractor, reference: Reference
+) -> None:
+    found = assess(in_batches(real.images, torch.zeros_like(real.labels)), extractor, reference)
+    assert found.relative_spread is None
+    assert found.collapsed == ""
+
+
+def test_a_damaged_extractor_is_trained_anew(real: Images, extractor: Extractor, tmp_path: Path) -> None:
+    (tmp_path / f"digits-{real.digest}.pt").write_bytes(b"damaged")
+    assert digits_extractor(real, tmp_path).name == extractor.name
+
+
+# Agreement
+
+
+def test_agreement_is_beyond_chance() -> None:
+    random = torch.Generator().manual_seed(0)
+    left = torch.randint(10, (5000,), generator=random)
+    assert agreement(left, left, 10) == pytest.approx(1.0)
+    assert abs(agreement(left, left[torch.randperm(5000, generator=random)], 10)) < 0.02
+    assert agreement(torch.zeros(100).long(), torch.zeros(100).long(), 10) == 0, (
+        "one class alone is no agreement"
+    )
+    half = torch.where(
+        torch.rand(5000, generator=random) < 0.5, left, torch.randint(10, (5000,), generator=random)
+    )
+    assert agreement(left, half, 10) == pytest.approx(0.5, abs=0.05)
+
+
+def test_real_twins_agree_and_strangers_do_not(tmp_path: Path) -> None:
+    data = twins()
+    images, labels = data.images[::8], data.labels[::8]
+    extractor = digits_extractor(digits(8), tmp_path)
+    reference = Reference.of(in_batches(images, labels), extractor, data.digest, twins=True)
+    found = assess(in_batches(images, labels), extractor, reference, twins=True)
+    assert found.agreement is not None
+    assert found.agreement > 0.98
+    assert found.count == len(images)
+    strangers = images.clone()
+    strangers[..., -8:] = images[torch.randperm(len(images), generator=torch.Generator().manual_seed(0))][
+        ..., -8:
+    ]
+    parted = assess(in_batches(strangers, labels), extractor, reference, twins=True)
+    assert parted.agreement is not None
+    assert abs(parted.agreement) < 0.1
+    assert parted.scores.fid == pytest.approx(0.0, abs=1e-4), "each digit alone is as real as before"

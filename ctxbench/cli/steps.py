@@ -20,11 +20,15 @@ if TYPE_CHECKING:
 
     from ctxbench.cluster import Submission
     from ctxbench.measure import Settings
-    from ctxbench.networks import NetworkCost
     from ctxbench.record import Record
     from ctxbench.runner import Run, Where
     from ctxbench.spec import Cell, Grid
     from ctxbench.taskgrid import TaskCell
+
+
+PREDICTED = "panels (image, truth, prediction), curves (losses), weights"
+SAMPLED = "panels and samples (what is generated, at the end and on the way), curves (losses), weights"
+KEPT = {"miou": PREDICTED, "context_iou": PREDICTED}
 
 
 def prepare_torch(executor: str | None = None) -> None:
@@ -109,7 +113,7 @@ def train_all(  # noqa: PLR0917
     cells: Sequence[TaskCell], plan: list[str], device: str, settings: Settings, where: Where, fresh: bool
 ) -> list[Record]:
     """The records of these trainings; none in a process that only takes part in what the first one records."""
-    from ctxbench import data, together, training
+    from ctxbench import together
     from ctxbench.runner import Run
     from ctxbench.store import RunStore
 
@@ -118,14 +122,21 @@ def train_all(  # noqa: PLR0917
     if settings.rank > 0:
         together.take_part(cells, settings)
         return []
-    data.generate_data(cells, settings.folder)
-    if notice := training.missing_backbone(cells):
-        say(notice, OK)
+    prepare_data(cells, settings.folder)
+    for notice in dict.fromkeys(cell.notice() for cell in cells):
+        if notice:
+            say(notice, OK)
     run = Run(cells, store, device, settings, "inline" if settings.together else where, fresh, plan)
     records = execute(run)
     if settings.together:
         together.broadcast_cell("")
     return records
+
+
+def prepare_data(cells: Sequence[TaskCell], folder: Path) -> None:
+    """Make the data that the cells need and that can be made."""
+    for cell in {it.dataset: it for it in cells}.values():
+        cell.prepare(folder)
 
 
 def resuming_command() -> str:
@@ -156,8 +167,10 @@ def print_records(records: list[Record]) -> None:
 
 def print_places(records: list[Record], folder: str) -> None:
     """Where a run lies, and what it holds beside its records."""
+    kept = {KEPT.get(record.metric or "", SAMPLED) for record in records if record.kind == "task"}
     if any(record.status == "ok" for record in records):
-        click.echo(f"in {folder}: panels (image, truth, prediction), curves (losses), weights")
+        for words in sorted(kept):
+            click.echo(f"in {folder}: {words}")
     click.echo(f"records: {folder}   page: {shlex.join(['ctxbench', 'report', folder])}")
 
 
@@ -166,14 +179,17 @@ def shown(path: Path) -> str:
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
-def print_networks(costs: list[NetworkCost], as_json: bool) -> None:
-    from ctxbench import networks
+def print_networks(cells: Sequence[TaskCell], as_json: bool) -> None:
+    """What whole networks with the cells' blocks cost."""
+    from ctxbench import gans, networks
     from ctxbench.console import print_tables
 
+    module: Any = networks if cells[0].code == "segmentation" else gans
+    costs = module.estimate(cells)
     if as_json:
         click.echo(json.dumps([cost.to_json() for cost in costs], indent=1))
     else:
-        print_tables([networks.table(costs), networks.parts_table(costs)])
+        print_tables(module.tables(costs))
 
 
 def print_leaderboards(records: list[Record], baseline: str | None) -> None:

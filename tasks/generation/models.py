@@ -18,7 +18,7 @@ from torch.nn.utils import parametrize
 
 import blocks
 
-START = 4  # height and width of the generator's first map
+CLASS_SIGNAL = 3.0  # what stands for a class beside noise of variance one
 
 
 @dataclass(frozen=True)
@@ -26,26 +26,45 @@ class Layout:
     """What both networks of a GAN are made of.
 
     Attributes:
-        size: height and width of the images; channels: 1 (grey) or 3.
+        channels: of the images, 1 (grey) or 3.
         classes: how many there are.
         latent: length of the noise.
         generator: widths of the first map and behind each block, each of which doubles the size.
-        discriminator: widths behind each block; all but the last halve the size.
+        discriminator: widths behind each block.
         slots: behind how many blocks the slot is, in the generator and in the discriminator.
+        start: height and width of the generator's first map.
+        halvings: how many blocks of the discriminator halve the size, from the first.
         generator_norm: whether the generator is spectrally normalised too.
         eps, momentum: of batch normalisation.
+        divided: whether each half of the first map has noise of its own, and the left one alone is told
+            the class. Then normalisation does not depend on the class either.
     """
 
-    size: int
     channels: int
     classes: int
     latent: int
     generator: tuple[int, ...]
     discriminator: tuple[int, ...]
     slots: tuple[int, int]
+    start: tuple[int, int] = (4, 4)
+    halvings: int = 5
     generator_norm: bool = True
     eps: float = 1e-3
     momentum: float = 1e-3
+    divided: bool = False
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the images."""
+        height, width = self.start
+        larger = 2 ** (len(self.generator) - 1)
+        return height * larger, width * larger
+
+    @property
+    def slot_widths(self) -> tuple[int, int]:
+        """Channels of the slots in the generator and in the discriminator."""
+        first, second = self.slots
+        return self.generator[first], self.discriminator[second - 1]
 
 
 class SpectralNorm(nn.Module):
@@ -88,8 +107,9 @@ class ConditionalNorm(nn.Module):
     def __init__(self, width: int, layout: Layout) -> None:
         super().__init__()
         self.norm = nn.BatchNorm2d(width, eps=layout.eps, momentum=layout.momentum, affine=False)
-        self.scale = nn.Embedding(layout.classes, width)
-        self.shift = nn.Embedding(layout.classes, width)
+        classes = 1 if layout.divided else layout.classes
+        self.scale = nn.Embedding(classes, width)
+        self.shift = nn.Embedding(classes, width)
         nn.init.ones_(self.scale.weight)
         nn.init.zeros_(self.shift.weight)
 
@@ -100,6 +120,9 @@ class ConditionalNorm(nn.Module):
 
 class Slot(nn.Module):
     """x + gate (block(x) - x), with a gate that starts at zero: (B, C, H, W) -> (B, C, H, W).
+
+    Gates of the block's own that start at zero are opened: of two closed gates in a row neither would ever
+    get a gradient.
 
     Args:
         spectral: whether the block's weights are normalised by their largest singular value.
@@ -112,6 +135,7 @@ class Slot(nn.Module):
     ) -> None:
         super().__init__()
         self.block = blocks.create(block, width, **options)
+        open_gates(self.block)
         if not batch_norm:
             without_batch_norm(self.block)
         if spectral:
@@ -120,6 +144,29 @@ class Slot(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.lerp(x, self.block(x), self.gate)
+
+
+class Stem(nn.Module):
+    """Noise -> the generator's first map."""
+
+    def __init__(self, layout: Layout) -> None:
+        super().__init__()
+        self.layout = layout
+        height, width = layout.start
+        inputs, outputs = layout.latent, layout.generator[0] * height * width
+        if layout.divided:
+            inputs, outputs = inputs // 2 + layout.classes, outputs // 2
+        self.linear = nn.Linear(inputs, outputs)
+
+    def forward(self, noise: Tensor, labels: Tensor) -> Tensor:
+        """(B, latent) and (B,) -> (B, C, *start)."""
+        height, width = self.layout.start
+        if not self.layout.divided:
+            return self.linear(noise).unflatten(1, (-1, height, width))
+        told = CLASS_SIGNAL * F.one_hot(labels, self.layout.classes).to(noise)
+        left, right = noise.chunk(2, dim=1)
+        parts = (torch.cat((left, told), 1), torch.cat((right, torch.zeros_like(told)), 1))
+        return torch.cat([self.linear(part).unflatten(1, (-1, height, width // 2)) for part in parts], 3)
 
 
 class GeneratorBlock(nn.Module):
@@ -153,7 +200,8 @@ class Generator(nn.Module):
     def __init__(self, layout: Layout, block: str, options: dict[str, Any]) -> None:
         super().__init__()
         widths = layout.generator
-        self.stem = nn.Linear(layout.latent, widths[0] * START**2)
+        self.layout = layout
+        self.stem = Stem(layout)
         self.layers = nn.ModuleList(
             GeneratorBlock(before, after, layout) for before, after in pairwise(widths)
         )
@@ -163,11 +211,13 @@ class Generator(nn.Module):
             for part in (self.stem, self.head, *convolutions(self.layers)):
                 normalised(part)
         self.depth = layout.slots[0]
-        self.slot = Slot(block, widths[self.depth], options, layout.generator_norm)
+        self.slot = Slot(block, layout.slot_widths[0], options, layout.generator_norm)
 
     def forward(self, noise: Tensor, labels: Tensor) -> Tensor:
-        """(B, latent) and (B,) -> (B, channels, size, size) in -1..1."""
-        x = self.stem(noise).unflatten(1, (-1, START, START))
+        """(B, latent) and (B,) -> (B, channels, H, W) in -1..1."""
+        x = self.stem(noise, labels)
+        if self.layout.divided:
+            labels = torch.zeros_like(labels)
         for number, layer in enumerate(self.layers, 1):
             x = layer(x, labels)
             if number == self.depth:
@@ -205,7 +255,7 @@ class Discriminator(nn.Module):
         super().__init__()
         widths = (layout.channels, *layout.discriminator)
         self.layers = nn.ModuleList(
-            DiscriminatorBlock(before, after, number == 0, number < len(widths) - 2)
+            DiscriminatorBlock(before, after, number == 0, number < layout.halvings)
             for number, (before, after) in enumerate(pairwise(widths))
         )
         self.head = nn.Linear(widths[-1], 1)
@@ -213,10 +263,10 @@ class Discriminator(nn.Module):
         for part in (self.head, self.embedding, *convolutions(self.layers)):
             normalised(part)
         self.depth = layout.slots[1]
-        self.slot = Slot(block, widths[self.depth], options, spectral=True, batch_norm=False)
+        self.slot = Slot(block, layout.slot_widths[1], options, spectral=True, batch_norm=False)
 
     def forward(self, images: Tensor, labels: Tensor) -> Tensor:
-        """(B, channels, size, size) and (B,) -> (B,)."""
+        """(B, channels, H, W) and (B,) -> (B,)."""
         x = images
         for number, layer in enumerate(self.layers, 1):
             x = layer(x)
@@ -224,6 +274,14 @@ class Discriminator(nn.Module):
                 x = self.slot(x)
         features = F.relu(x).sum((2, 3))
         return self.head(features)[:, 0] + (self.embedding(labels) * features).sum(1)
+
+
+@torch.no_grad()
+def open_gates(module: nn.Module) -> None:
+    """Set every weight that holds zeros alone to one; biases stay."""
+    for name, parameter in module.named_parameters():
+        if not name.endswith("bias") and not parameter.any():
+            parameter.fill_(1.0)
 
 
 def without_batch_norm(module: nn.Module) -> None:

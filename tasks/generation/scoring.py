@@ -6,7 +6,8 @@ drive a class-conditional generator; here features are extracted once, and its f
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,7 +37,7 @@ class Scores:
     Attributes:
         fid: Frechet distance; None for fewer than two images for each of the features.
         kid, kid_std: kernel distance, mean and standard deviation over subsets.
-        inception_score: of the generated images alone.
+        inception_score, inception_score_std: of the generated images alone, over ten parts of them.
         precision, recall: shares of generated images near a real one, and of real ones near a generated one.
     """
 
@@ -44,6 +45,7 @@ class Scores:
     kid: float
     kid_std: float
     inception_score: float
+    inception_score_std: float
     precision: float
     recall: float
 
@@ -83,6 +85,7 @@ def compare(generated: Features, real: Features) -> Scores:
         kid["kernel_inception_distance_mean"],
         kid["kernel_inception_distance_std"],
         score["inception_score_mean"],
+        score["inception_score_std"],
         near["precision"],
         near["recall"],
     )
@@ -97,12 +100,24 @@ class Anchors:
         halves: one half of the real images against the other.
         repeated: every image of a class replaced by the class's mean image.
         spread: mean over classes of the features' standard deviation within a class.
+        accuracy: share of real images in which the extractor sees their class; None where it knows others.
+        inception_score: of the real images.
     """
 
     bootstrap: Scores
     halves: Scores
     repeated: Scores
     spread: float
+    accuracy: float | None
+    inception_score: float
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, content: dict[str, Any]) -> Anchors:
+        scores = {name: Scores(**content[name]) for name in ("bootstrap", "halves", "repeated")}
+        return cls(**(content | scores))
 
 
 @dataclass(frozen=True)
@@ -110,18 +125,24 @@ class Assessment:
     """Scores of generated images with what guards against taking a collapsed generator for a good one.
 
     Attributes:
-        accuracy: share of images in which the extractor sees the class that was asked for.
-        spread: as of the real images in `Anchors`; `relative_spread` is the share of theirs.
+        accuracy: share of images in which the extractor sees the class that was asked for; None where it
+            knows other classes.
+        spread: as of the real images in `Anchors`, None of images of other classes; `relative_spread` is the
+            share of theirs.
+        agreement: of twins, see `agreement`; None of other images.
+        count: of the images.
     """
 
     scores: Scores
     anchors: Anchors
-    accuracy: float
-    spread: float
+    accuracy: float | None
+    spread: float | None
+    agreement: float | None
+    count: int
 
     @property
-    def relative_spread(self) -> float:
-        return self.spread / self.anchors.spread
+    def relative_spread(self) -> float | None:
+        return None if self.spread is None or not self.anchors.spread else self.spread / self.anchors.spread
 
     @property
     def collapsed(self) -> str:
@@ -129,26 +150,50 @@ class Assessment:
         found = []
         if self.scores.recall < LEAST_RECALL:
             found.append(f"recall {self.scores.recall:.2f}")
-        if self.relative_spread < LEAST_SPREAD:
+        if self.relative_spread is not None and self.relative_spread < LEAST_SPREAD:
             found.append(f"spread within classes {self.relative_spread:.0%} of the real one")
         fid, repeated = self.scores.fid, self.anchors.repeated.fid
         if fid is not None and repeated is not None and fid > repeated:
-            found.append("farther away than ten images repeated")
+            found.append("FID above that of one image of each class repeated")
         return ", ".join(found)
 
 
 def within_classes(features: Features, labels: Tensor) -> float:
-    """Mean over classes of the features' standard deviation, by the root of their mean variance."""
+    """Mean over classes of the features' standard deviation, by the root of their mean variance.
+
+    0 where no class has two images.
+    """
     found = [features.values[labels == label] for label in labels.unique()]
-    return float(torch.stack([each.var(0).mean().sqrt() for each in found if len(each) > 1]).mean())
+    spreads = [each.var(0).mean().sqrt() for each in found if len(each) > 1]
+    return float(torch.stack(spreads).mean()) if spreads else 0.0
 
 
-def anchors(real: Features, labels: Tensor, repeated: Features, seed: int = 0) -> Anchors:
+def agreement(left: Tensor, right: Tensor, classes: int) -> float:
+    """How often two classes seen in one image are the same, beyond chance (Cohen's kappa).
+
+    1 where they always are, 0 where they are as often as of independent ones of these frequencies: making
+    one class alone does not raise it.
+    """
+    same = float((left == right).double().mean())
+    shares = [torch.bincount(each, minlength=classes).double() / len(each) for each in (left, right)]
+    chance = float(shares[0] @ shares[1])
+    return (same - chance) / (1 - chance) if chance < 1 else 0.0
+
+
+def right_class(features: Features, labels: Tensor) -> float:
+    """The share of images in which the extractor sees this class."""
+    return float((features.logits.argmax(1) == labels).double().mean())
+
+
+def anchors(
+    real: Features, labels: Tensor, repeated: Features, knows_classes: bool = True, seed: int = 0
+) -> Anchors:
     """Measured on real images.
 
     Args:
         labels: their classes.
         repeated: features of images each of which is the mean image of its class.
+        knows_classes: whether the extractor's classes are these.
         seed: of the draws.
     """
     count = len(labels)
@@ -160,10 +205,6 @@ def anchors(real: Features, labels: Tensor, repeated: Features, seed: int = 0) -
         compare(real.of(mixed[: count // 2]), real.of(mixed[count // 2 :])),
         compare(repeated, real),
         within_classes(real, labels),
+        right_class(real, labels) if knows_classes else None,
+        compare(real, real.of(drawn)).inception_score,
     )
-
-
-def assess(generated: Features, asked: Tensor, real: Features, known: Anchors) -> Assessment:
-    """Scores of images that were asked to be of these classes."""
-    accuracy = float((generated.logits.argmax(1) == asked).float().mean())
-    return Assessment(compare(generated, real), known, accuracy, within_classes(generated, asked))

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import random
-import time
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
 import numpy as np
-import psutil
 import torch
 from torch import nn
 
 from tasks import legend
-from tasks.launch import gathered, processes
+from tasks.launch import gathered, share_buffers
 from tasks.segmentation import compat
+from tasks.usage import clocks
 
 compat.prepare()
 
@@ -263,22 +262,6 @@ class Curve(Hook):
 
     def after_load_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
         self.points, self.before = checkpoint["curve"], checkpoint["spent"]
-
-
-def clocks() -> tuple[float, float]:
-    """The time, and the CPU time of this process and all that it has started, in seconds."""
-    process = psutil.Process()
-    used = sum(process.cpu_times()[:4])  # of those that have ended, too
-    for child in process.children(recursive=True):
-        with contextlib.suppress(psutil.Error):
-            used += sum(child.cpu_times()[:2])
-    return time.perf_counter(), used
-
-
-def share_buffers(network: nn.Module) -> None:
-    """Give all processes the first one's statistics of normalisation, that they score and keep one network."""
-    for buffer in network.buffers() if processes() > 1 else []:
-        torch.distributed.broadcast(buffer, 0)
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

@@ -7,8 +7,6 @@ import csv
 import io
 import logging
 import os
-import re
-import resource
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -25,6 +23,7 @@ from tasks.segmentation import compat
 from tasks.segmentation.data import LEGEND
 from tasks.segmentation.models import MODELS
 from tasks.segmentation.recipes import SCALES, Recipe
+from tasks.usage import forget_peak, peak_bytes
 
 Settings = dict[str, Any]
 CONTROL = "none"
@@ -397,26 +396,6 @@ def wrapping(device: str) -> Settings:
     if device == "cuda":
         return {"sync_bn": "torch"}
     return {"model_wrapper_cfg": {"type": "MMDistributedDataParallel", "device_ids": None}}
-
-
-def forget_peak(device: str) -> None:
-    """Let `peak_bytes` start anew, as far as the system can."""
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-    else:
-        with contextlib.suppress(OSError):
-            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-
-
-def peak_bytes(device: str) -> int:
-    """The most memory that was used: of CUDA's allocator, or of this process."""
-    if device == "cuda":
-        return torch.cuda.max_memory_allocated()
-    with contextlib.suppress(OSError):
-        status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
-        if found := re.search(r"^VmHWM:\s*(\d+) kB", status, re.MULTILINE):
-            return int(found[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 @contextlib.contextmanager
