@@ -124,11 +124,8 @@ def score_of(record: Record) -> str:
     if record.metric is None:
         return ""
     score = SCORES[record.metric]
-    unit = " %" if score.title.endswith("(%)") else ""
     collapsed = ", collapsed" if record.collapsed else ""
-    return (
-        f": {score.title.removesuffix(' (%)')} {score.text(getattr(record, record.metric))}{unit}{collapsed}"
-    )
+    return f": {score.name} {score.with_unit(getattr(record, record.metric))}{collapsed}"
 
 
 def shortened(text: str) -> str:

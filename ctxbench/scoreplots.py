@@ -99,7 +99,7 @@ def pictures(sheets: list[tuple[Row, Any]], metric: str) -> Figure:
         image, truth, _ = sheets[0][1]
         titled = [("image", image), ("truth", truth)]
         sheets = [(row, sheet[2]) for row, sheet in sheets]
-    titled += [(f"{row['spec']}\n{SCORES[metric].text(row[metric])}", sheet) for row, sheet in sheets]
+    titled += [(f"{row['spec']}\n{SCORES[metric].with_unit(row[metric])}", sheet) for row, sheet in sheets]
     most = ACROSS if metric in SEGMENTED else SAMPLES_ACROSS
     down = -(-len(titled) // most)
     across = -(-len(titled) // down)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 import blocks
 from blocks import registry
-from ctxbench import environment, measure, settle, subject
+from ctxbench import environment, measure, subject
 from ctxbench.errors import UsageError
 from ctxbench.measure import Settings
 from ctxbench.monitor import Monitor, Reporter
@@ -480,7 +480,7 @@ def test_estimates_are_accepted_from_any_environment(
     def forbidden(cell: Cell) -> None:
         raise AssertionError(f"estimates {cell.label} again")
 
-    monkeypatch.setattr(settle, "estimate", forbidden)
+    monkeypatch.setattr(Cell, "cost", forbidden)
     assert run(tmp_path, planned, threads=2) == first
     assert executions == [], "an estimate runs nothing"
 

@@ -60,8 +60,8 @@ def test_blocks_come_by_falling_mean_and_failures_last() -> None:
     rows = [trained("a", 0, 0.2), trained("b", 0, 0.7), trained("b", 1, 0.5), failed("c", 0), failed("a", 1)]
     (table,) = score_tables(rows)
     assert [line[:5] for line in table.text] == [
-        ["b", "2", "60.0", "72.0", "50.0 - 70.0"],
-        ["a", "1", "20.0", "64.0", "–"],
+        ["b", "2", "60.0", "50.0 - 70.0", "72.0"],
+        ["a", "1", "20.0", "–", "64.0"],
         ["c", "0", "–", "–", "–"],
     ]
     assert table.text[1][-1] == "seed 1 error: the loss is nan; at chance"

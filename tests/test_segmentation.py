@@ -28,6 +28,7 @@ from ctxbench.errors import UsageError
 from ctxbench.measure import Settings
 from ctxbench.monitor import Monitor
 from tasks import legend
+from tasks.generation.recipes import RECIPES as GENERATED
 from tasks.segmentation import checkpoints, heads, parts
 from tasks.segmentation import training as engine
 from tasks.segmentation.data import ADE20K, CITYSCAPES, CLASSES, CONTEXT, DATASETS, VOC
@@ -451,8 +452,8 @@ def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
 
 
 def test_what_is_missing_of_a_data_set_is_listed_with_the_way_to_get_it(tmp_path: Path) -> None:
-    grid = taskgrid.make_grid("voc", "paper", "none")
-    text = datasets.missing_data(grid.cells(), tmp_path)
+    (cell,) = taskgrid.make_grid("voc", "paper", "none").cells()
+    text = cell.missing(tmp_path)
     assert text is not None
     assert "VOCdevkit/VOC2012/JPEGImages" in text
     assert "--preset demo" in text
@@ -462,7 +463,7 @@ def test_what_is_missing_of_a_data_set_is_listed_with_the_way_to_get_it(tmp_path
         assert split.names is not None
         (tmp_path / VOC.folder / split.names).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / VOC.folder / split.names).touch()
-    assert datasets.missing_data(grid.cells(), tmp_path) is None
+    assert cell.missing(tmp_path) is None
 
 
 @pytest.mark.parametrize("name", [name for name in DATASETS if name != "legend"])
@@ -842,21 +843,21 @@ def test_the_help_lists_every_preset() -> None:
     from ctxbench.cli import main
 
     text = CliRunner().invoke(main, ["task", "--help"]).output
-    for name, presets in RECIPES.items():
+    for name, presets in (RECIPES | GENERATED).items():
         assert f"{name:14}  {', '.join(presets)}" in text
 
 
 def test_images_of_another_design_are_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(legend, "Recipe", partial(legend.Recipe, train=2, val=1))
-    cells = taskgrid.make_grid("voc", "demo", "none").cells()
-    datasets.generate_data(cells, tmp_path)
+    (cell,) = taskgrid.make_grid("voc", "demo", "none").cells()
+    cell.prepare(tmp_path)
     folder = datasets.legend_folder(tmp_path, "14")
     before = {path.name: path.read_bytes() for path in folder.rglob("*.*")}
     (folder / "JPEGImages" / "train_0000.png").write_bytes(b"")
-    datasets.generate_data(cells, tmp_path)
+    cell.prepare(tmp_path)
     assert not (folder / "JPEGImages" / "train_0000.png").read_bytes(), "what says that it is whole is kept"
     (folder / "recipe.json").write_text("{}")
-    datasets.generate_data(cells, tmp_path)
+    cell.prepare(tmp_path)
     assert {path.name: path.read_bytes() for path in folder.rglob("*.*")} == before
     assert [path.name for path in (tmp_path / "data").iterdir()] == ["legend-14"]
 

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 @main.command("task")
 @click.argument("name", metavar="NAME")
 @click.option("--blocks", "specs", multiple=True, help="Blocks, as in profile (default: the preset's own).")
-@click.option("--preset", help="Protocol (default: the first below but for demo, which needs no data).")
+@click.option("--preset", help="Protocol (default: paper, or else the first below); demo needs no data.")
 @click.option("--model", "models", help="Networks by name (default: the preset's).")
 @click.option(
     "--seeds", default="0", show_default=True, help="Seeds, separated by commas; paired over blocks."
@@ -121,13 +121,15 @@ def task_command(
 
     \b
     NAME            PRESETS
-    voc             paper, paper-trainval, mmseg, mmseg-40k, demo
+    voc             demo, paper, paper-trainval, mmseg, mmseg-40k
     pascal-context  paper, mmseg, mmseg-80k
     ade20k          paper, mmseg, mmseg-160k
     cityscapes      mmseg, mmseg-80k
-    digits          16x16, 32x32 (no data needed)
-    twins           8x32 (no data needed)
+    digits          16x16, 32x32
+    twins           8x32
     imagenet        hamgan-baby, hamgan-strong, sagan
+
+    digits and twins bring their data along.
     """
     prepare_torch(executor if not (dry_run or estimate) else None)
     from ctxbench import taskgrid, together, training
