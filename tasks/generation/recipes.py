@@ -104,7 +104,7 @@ RECIPES: dict[str, dict[str, Recipe]] = {
         "32x32": small("digits", 3000, small_layout(generator=(32, 32, 32, 16), slots=(2, 1))),
     },
     "twins": {
-        "8x32": small("twins", 2000, small_layout(start=(2, 8), halvings=1, divided=True)),
+        "8x32": small("twins", 1500, small_layout(start=(2, 8), halvings=1, divided=True)),
     },
     "imagenet": {
         "hamgan-baby": imagenet("ham-nmf", 2_000_000, 256),
