@@ -56,10 +56,10 @@ SCORES = {
     )
 }
 SEGMENTED = ("context_iou", "miou")
+DISTANCES = ("fid", "kid")
 GENERATED = ("agreement", "fid", "kid", "is_mean", "precision", "recall", "relative_spread", "accuracy")
 CHANCE = 1 / 3  # context IoU of a network that cannot see the cue, with perfect borders
-NEAR_CHANCE = 0.35
-NEAR_NO_AGREEMENT = 0.1
+NEAR_CHANCE = {"context_iou": 0.35, "agreement": 0.1}
 
 
 @dataclass(frozen=True)
@@ -91,6 +91,11 @@ class Entry:
     def collapsed(self) -> list[Row]:
         """Seeds whose generator makes images that are too much alike."""
         return [row for row in self.done if row["collapsed"]]
+
+    @property
+    def sound(self) -> bool:
+        """Whether its scores mean what they say: a distance of images that are too much alike does not."""
+        return not any(row["metric"] in DISTANCES for row in self.collapsed)
 
 
 def score_tables(rows: list[Row]) -> list[Table[Any]]:
@@ -150,7 +155,8 @@ def score_column(name: str) -> Column[Entry]:
 def metric_of(rows: list[Row]) -> str:
     """What the blocks are ranked by."""
     ranked = dict.fromkeys(row["metric"] for row in rows if row["metric"] is not None)
-    return str(next((name for name in SCORES if name in ranked), "miou"))
+    failed = "fid" if rows[0]["scoring"] is None else "miou"
+    return str(next((name for name in SCORES if name in ranked), failed))
 
 
 def entries_of(rows: list[Row]) -> list[Entry]:
@@ -165,7 +171,7 @@ def entries_of(rows: list[Row]) -> list[Entry]:
     sign = 1 if SCORES[metric].lower_is_better else -1
     return sorted(
         entries,
-        key=lambda it: (not it.done, bool(it.collapsed), sign * (it.middle(metric) or 0.0), it.spec),
+        key=lambda it: (not it.done, not it.sound, sign * (it.middle(metric) or 0.0), it.spec),
     )
 
 
@@ -177,19 +183,25 @@ def ends(entry: Entry, metric: str) -> str:
 
 def flags(entry: Entry) -> str:
     """What became of seeds that are not scored, whether the cue was found, and which generators collapsed."""
-    found = [
+    collapsed = [f"seed {row['seed']} collapsed: {row['collapsed']}" for row in entry.collapsed]
+    return "; ".join([*failures(entry), *(["at chance"] if at_chance(entry) else []), *collapsed])
+
+
+def failures(entry: Entry) -> list[str]:
+    return [
         f"seed {row['seed']} {row['status']}: {row['reason']}"
         for row in entry.rows
         if row["status"] in FAILED
     ]
-    value = entry.middle("context_iou")
-    if value is not None and value < NEAR_CHANCE:
-        found.append("at chance")
-    found += [f"seed {row['seed']} collapsed: {row['collapsed']}" for row in entry.collapsed]
-    agreement = entry.middle("agreement")
-    if agreement is not None and agreement < NEAR_NO_AGREEMENT:
-        found.append("at chance")
-    return "; ".join(found)
+
+
+def at_chance(entry: Entry) -> bool:
+    """Whether the block did not bring what a diagnostic asks for."""
+    return any(
+        value is not None and value < bound
+        for name, bound in NEAR_CHANCE.items()
+        for value in [entry.middle(name)]
+    )
 
 
 def title_of(row: Row) -> str:
@@ -329,10 +341,10 @@ def ties(entries: list[Entry], metric: str) -> list[str]:
     scored = [it for it in entries if it.values(metric)]
     if len(scored) < 2:
         return []
-    best, sound = scored[0], [it for it in scored if not it.collapsed]
+    best, sound = scored[0], [it for it in scored if it.sound]
     if not sound:
         return ["In every block some generator collapsed: the scores rank nothing."]
-    if flags(best):
+    if failures(best) or at_chance(best):
         return []
     if min(len(it.values(metric)) for it in scored) < 2:
         return ["One seed tells no scatter: small differences mean nothing."]

@@ -7,12 +7,14 @@ import os
 import socket
 import subprocess
 from collections.abc import Iterator
+from datetime import timedelta
 from typing import Any
 
 import torch
 from torch import nn
 
 PORTS = range(20_000, 30_000)
+PATIENCE = timedelta(days=1)  # with the first process, which scores alone; one that ends is noticed at once
 
 
 class JoinError(RuntimeError):
@@ -31,7 +33,8 @@ def join_processes(device: str) -> int:
         if not torch.distributed.is_initialized():
             if device == "cuda":
                 torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-            torch.distributed.init_process_group("nccl" if device == "cuda" else "gloo")
+            backend = "nccl" if device == "cuda" else "gloo"
+            torch.distributed.init_process_group(backend, timeout=PATIENCE)
     return torch.distributed.get_rank()
 
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from ctxbench.record import Record
@@ -87,3 +91,22 @@ def killed_at(text: str) -> Callable[[str], None]:
             raise KilledError
 
     return kill
+
+
+def torchrun(folder: Path, *arguments: str) -> str:
+    """What two processes that train together print."""
+    environ = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+        *arguments,
+    ]
+    done = subprocess.run(
+        command, check=False, cwd=folder, env=environ, capture_output=True, text=True, timeout=250
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout

@@ -8,8 +8,6 @@ import os
 import pickle
 import re
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -34,7 +32,7 @@ from tasks.segmentation import training as engine
 from tasks.segmentation.data import ADE20K, CITYSCAPES, CLASSES, CONTEXT, DATASETS, VOC
 from tasks.segmentation.models import MODELS
 from tasks.segmentation.recipes import DEMO, RECIPES
-from tests.factories import KilledError, killed_at
+from tests.factories import KilledError, killed_at, torchrun
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 PRINTED = [name for name in MODELS if name.startswith(("light-ham", "hamnet-van"))]
@@ -333,24 +331,6 @@ trained = training.train(job, Path("work"))
 torch.save(trained.network.state_dict(), f"{rank}.pt")
 Path(f"{rank}.txt").write_text(f"{launch.processes()} {trained.result.miou} {torch.rand(()).item()}")
 """
-
-
-def torchrun(folder: Path, *arguments: str) -> str:
-    environ = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node",
-        "2",
-        *arguments,
-    ]
-    done = subprocess.run(
-        command, check=False, cwd=folder, env=environ, capture_output=True, text=True, timeout=250
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 def test_two_processes_train_one_network(data: Path, tmp_path: Path) -> None:

@@ -241,7 +241,7 @@ def score_folders(
     }
     scores, anchors = dataclasses.asdict(found.scores), found.anchors.to_dict()
     if as_json:
-        click.echo(json.dumps(about | {"scores": scores, "anchors": anchors}, indent=1))
+        click.echo(json.dumps(about | {"scores": scores, "anchors": anchors}, indent=1, allow_nan=False))
         return OK
     table = anchors_table(
         f"{folders[0]} against {folders[1]}", anchors, ((f"scored ({found.count:,})", scores),)

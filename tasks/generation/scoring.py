@@ -6,6 +6,7 @@ drive a class-conditional generator; here features are extracted once, and its f
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor
 KID_SUBSETS, KID_LARGEST = 100, 1000
 LEAST_RECALL, LEAST_SPREAD = 0.1, 0.5  # below which a generator has collapsed
 FEWEST = 8
+SPLITS = 10  # of the Inception score
 NEIGHBOURS = 3  # of precision and recall, as in Kynkäänniemi et al. (2019)
 
 
@@ -37,15 +39,16 @@ class Scores:
     Attributes:
         fid: Frechet distance; None for fewer than two images for each of the features.
         kid, kid_std: kernel distance, mean and standard deviation over subsets.
-        inception_score, inception_score_std: of the generated images alone, over ten parts of them.
+        inception_score, inception_score_std: of the generated images alone, over ten parts of them (of fewer
+            than a hundred over all); None where a class has no share at all, and it is not defined.
         precision, recall: shares of generated images near a real one, and of real ones near a generated one.
     """
 
     fid: float | None
     kid: float
     kid_std: float
-    inception_score: float
-    inception_score_std: float
+    inception_score: float | None
+    inception_score_std: float | None
     precision: float
     recall: float
 
@@ -79,16 +82,21 @@ def compare(generated: Features, real: Features) -> Scores:
         verbose=False,
     )
     near = prc_features_to_metric(generated.values, real.values, prc_neighborhood=NEIGHBOURS, verbose=False)
-    score = isc_features_to_metric(generated.logits)
+    parts = SPLITS if len(generated.logits) >= SPLITS**2 else 1
+    score = isc_features_to_metric(generated.logits, splits=parts)
     return Scores(
         fid,
         kid["kernel_inception_distance_mean"],
         kid["kernel_inception_distance_std"],
-        score["inception_score_mean"],
-        score["inception_score_std"],
+        finite(score["inception_score_mean"]),
+        finite(score["inception_score_std"]),
         near["precision"],
         near["recall"],
     )
+
+
+def finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 @dataclass(frozen=True)
@@ -109,7 +117,7 @@ class Anchors:
     repeated: Scores
     spread: float
     accuracy: float | None
-    inception_score: float
+    inception_score: float | None
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -195,8 +203,13 @@ def anchors(
         repeated: features of images each of which is the mean image of its class.
         knows_classes: whether the extractor's classes are these.
         seed: of the draws.
+
+    Raises:
+        ValueError: for too few images to split them in halves.
     """
     count = len(labels)
+    if count < 2 * FEWEST:
+        raise ValueError(f"{count} real images are too few to compare with; {2 * FEWEST} at least")
     random = torch.Generator().manual_seed(seed)
     drawn = torch.randint(count, (count,), generator=random)
     mixed = torch.randperm(count, generator=random)

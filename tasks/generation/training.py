@@ -225,7 +225,9 @@ def fabric_for(job: Job) -> Fabric:
             "strategy": DDPStrategy(broadcast_buffers=False),
         }
     precision: Any = "bf16-mixed" if job.dtype == "bfloat16" else "32-true"
-    return Fabric(accelerator=job.device, precision=precision, **together)
+    fabric = Fabric(accelerator=job.device, precision=precision, **together)
+    fabric.launch()
+    return fabric
 
 
 def synchronised(network: nn.Module, fabric: Fabric) -> nn.Module:
