@@ -11,6 +11,7 @@ from ctxbench.fetch import ARCHIVES, Archive
 from ctxbench.tables import Column, Table
 from tasks.segmentation.data import DATASETS, LEGEND, DataSet, is_there
 
+FOLDER, TRAIN, REFERENCE = "imagenet", "train", "val"  # of what is generated: below the data root
 NAMED = 3  # missing paths that are named
 
 
@@ -40,7 +41,11 @@ def table(root: Path) -> Table[DataSet]:
         Column[DataSet]("state", lambda it: state(it, root), numeric=False),
         Column[DataSet]("how to get it", lambda it: it.advice if it.missing(root) else "", numeric=False),
     ]
-    return Table(f"Data sets in {root}", columns, known())
+    notes = [
+        f"ctxbench task imagenet learns from any folder of images in {root / FOLDER}: from {TRAIN}, compared with "
+        f"{REFERENCE}, where there are such folders."
+    ]
+    return Table(f"Data sets in {root}", columns, known(), notes)
 
 
 def archive_of(name: str) -> Archive:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import blocks
 from ctxbench import panels
+from ctxbench.data import FOLDER, REFERENCE, TRAIN
 from ctxbench.errors import UsageError
 from ctxbench.outcome import Outcome
 from ctxbench.spec import BlockSpec, typed_blocks
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
     from tasks.generation.training import Job, Trained
 
 MODEL = "resgan"
-FOLDER = "imagenet"  # below the data root
-TRAIN, REFERENCE = "train", "val"
 WEIGHTS_ADVICE = (
     "name the file with --weights, or let it be fetched with --download (96 MB, once); without it: "
     "ctxbench task digits"

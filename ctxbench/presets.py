@@ -21,4 +21,5 @@ DEMO = (
     Grid(blocks=DEMO_BLOCKS, resolutions="128,256,512", modes="infer,train", estimated=True),
 )
 DEMO_TRAINED = "none,ham-nmf,self-attn"  # in the legend diagnostic, half a minute of CPU each
+DEMO_UPDATES = 600  # of GANs of digits with the same blocks, half a minute of CPU each
 DEMO_SHOWN = (64, 128)  # the terminal shows these resolutions; the page shows all

@@ -458,11 +458,13 @@ def test_the_demo_goes_from_cells_to_a_page(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(presets, "DEMO", grids)
     monkeypatch.setattr(presets, "DEMO_SHOWN", (4, 6, 8, 128), raising=False)
     monkeypatch.setitem(recipes.RECIPES["voc"], "demo", (dataclasses.replace(recipes.DEMO, iterations=2),))
+    monkeypatch.setattr(presets, "DEMO_UPDATES", 2)
     monkeypatch.setattr(legend, "Recipe", functools.partial(legend.Recipe, train=8, val=2))
     result = ctxbench("demo", "--out", "tour")
     assert result.exit_code == 0, result.output
     assert "voc (demo): localnet on legend-14" in result.stdout
-    assert len(list(Path("tour/run/panels").iterdir())) == 3
+    assert "digits (16x16): resgan on digits-16x16, 2 iterations" in result.stdout
+    assert len(list(Path("tour/run/panels").iterdir())) == 6
     assert "tour/index.html" in result.stdout
     assert "self-attn" in Path("tour/index.html").read_text(encoding="utf-8")
 

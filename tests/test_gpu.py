@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
-from ctxbench import measure
+from ctxbench import measure, taskgrid
 from ctxbench.cost import estimate
 from ctxbench.measure import Settings
 from ctxbench.monitor import Monitor
 from ctxbench.outcome import failure
 from ctxbench.spec import Grid
+from ctxbench.updates import cells_of
 
 pytestmark = pytest.mark.gpu
 
@@ -41,3 +44,26 @@ def test_running_out_of_device_memory_is_told_as_such() -> None:
     with pytest.raises(torch.OutOfMemoryError) as error:
         torch.empty(2**50, dtype=torch.uint8, device="cuda")
     assert failure(error.value).status == "oom"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_gan_is_trained_and_scored(tmp_path: Path, dtype: str) -> None:
+    grid = taskgrid.make_grid(
+        "digits", "16x16", "none,ham-nmf,self-attn", iterations=20, device="cuda", dtypes=dtype
+    )
+    settings = Settings(folder=tmp_path)
+    for cell in grid.cells():
+        outcome = cell.train(settings, Monitor())
+        assert outcome.status == "ok"
+        assert outcome.columns["fid"] > 0
+        assert outcome.columns["memory_source"] == "allocator"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_updates_of_a_gan_are_timed(dtype: str) -> None:
+    grid = taskgrid.make_grid(
+        "imagenet", "hamgan-baby", "none,ham-nmf,self-attn", batch=8, device="cuda", dtypes=dtype
+    )
+    for cell, outcome in measure.group(cells_of(grid.cells()), Settings(budget_s=1.0), Monitor()):
+        assert outcome.status == "ok", (cell.label, outcome.columns)
+        assert outcome.columns["memory_measured_bytes"] > 2**28

@@ -140,11 +140,11 @@ def profile_command(
 @click.option("--fresh", is_flag=True, help="Measure again what the folder holds already.")
 @executor_option()
 def demo_command(out: Path, fresh: bool, executor: str) -> int:
-    """Profile a few blocks, train networks with three of them, and write a report: minutes, no download."""
+    """Profile a few blocks, train networks and GANs with three of them, and write a report: minutes, no download."""
     prepare_torch(executor)
     from ctxbench import taskgrid
     from ctxbench.measure import Settings
-    from ctxbench.presets import DEMO, DEMO_SHOWN, DEMO_TRAINED
+    from ctxbench.presets import DEMO, DEMO_SHOWN, DEMO_TRAINED, DEMO_UPDATES
     from ctxbench.report import Report
     from ctxbench.runner import Run
     from ctxbench.store import Reading, RunStore
@@ -152,12 +152,14 @@ def demo_command(out: Path, fresh: bool, executor: str) -> int:
     device, folder = choose_device("auto"), out / "run"
     cells = [cell for grid in DEMO for cell in dataclasses.replace(grid, device=device).cells()]
     store = RunStore.create(folder.absolute())
-    try:
-        grid = taskgrid.make_grid("voc", "demo", DEMO_TRAINED, device=device)
-        cells += grid.cells()
-        prepare_data(grid.cells(), store.folder)
-    except UsageError as error:
-        say(f"no networks are trained: {error}", OK)
+    for task, preset, iterations in (("voc", "demo", None), ("digits", "16x16", DEMO_UPDATES)):
+        try:
+            grid = taskgrid.make_grid(task, preset, DEMO_TRAINED, device=device, iterations=iterations)
+            trainings = grid.cells()
+            prepare_data(trainings, store.folder)
+            cells += trainings
+        except UsageError as error:
+            say(f"{task} is left out: {error}", OK)
     settings = Settings(folder=store.folder)
     records = execute(Run(cells, store, device, settings, WHERE[executor], fresh))
     print_leaderboards([record for record in records if record.height in DEMO_SHOWN], baseline="self-attn")

@@ -149,6 +149,9 @@ def task_command(
     generates = isinstance(grid, GenerationGrid)
     judging = {"--weights": weights, "--download": download, "--score": score, "--speed": speed}
     refuse_misplaced(name, judging if not generates else {"--inspect": inspect})
+    if score is not None and dry_run:
+        click.echo(f"scores {score[0]} against {score[1]}")
+        return OK
     found = find_weights(weights, download, lambda text: click.echo(text, err=True)) if generates else None
     if score is not None:
         assert found is not None
