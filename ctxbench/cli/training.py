@@ -149,13 +149,15 @@ def task_command(
     generates = isinstance(grid, GenerationGrid)
     judging = {"--weights": weights, "--download": download, "--score": score, "--speed": speed}
     refuse_misplaced(name, judging if not generates else {"--inspect": inspect})
-    if score is not None and dry_run:
-        click.echo(f"scores {score[0]} against {score[1]}")
-        return OK
-    found = find_weights(weights, download, lambda text: click.echo(text, err=True)) if generates else None
+    fetches = generates and download and not dry_run
+    found = find_weights(weights, fetches, lambda text: click.echo(text, err=True)) if generates else None
     if score is not None:
         assert found is not None
-        return score_folders(name, score, found, device=device, keep=save_reference, as_json=as_json)
+        if dry_run:
+            click.echo(f"scores {score[0]} against {score[1]}")
+        else:
+            score_folders(name, score, found, device=device, keep=save_reference, as_json=as_json)
+        return OK
     refuse_misplaced("training; it goes with --score", {"--save-reference": save_reference})
     plan = grid.cells()
     cells = plan if shard is None else share(plan, shard)
@@ -227,7 +229,7 @@ def print_outcome(records: list[Record], folder: Path, as_json: bool) -> int:
 
 def score_folders(
     name: str, folders: tuple[Path, Path], weights: Path, *, device: str, keep: Path | None, as_json: bool
-) -> int:
+) -> None:
     """Score one folder of images against another."""
     from ctxbench import generation
     from ctxbench.console import print_tables
@@ -245,7 +247,7 @@ def score_folders(
     scores, anchors = dataclasses.asdict(found.scores), found.anchors.to_dict()
     if as_json:
         click.echo(json.dumps(about | {"scores": scores, "anchors": anchors}, indent=1, allow_nan=False))
-        return OK
+        return
     table = anchors_table(
         f"{folders[0]} against {folders[1]}", anchors, ((f"scored ({found.count:,})", scores),)
     )
@@ -255,4 +257,3 @@ def score_folders(
     if found.collapsed:
         table.notes.append(f"Collapsed: {found.collapsed}.")
     print_tables([table])
-    return OK
