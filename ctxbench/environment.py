@@ -34,7 +34,7 @@ MEASURING = (
     "statistics",
     "subject",
 )
-TRAINING = ("gate", "pinning", "taskgrid", "training")  # the same of a score, beside tasks/ and its own
+TRAINING = ("gate", "pinning", "taskcell", "training")  # the same of a score, beside tasks/ and its own
 UPDATES = ("gans", "generation", "updates")  # the same of a GAN's update, beside MEASURING
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # glibc's malloc.h
 

@@ -58,13 +58,18 @@ class Settings:
     rank: int = 0
 
 
-def group(cells: list[Cell], settings: Settings, monitor: Monitor) -> Iterator[tuple[Cell, Outcome]]:
+def group(
+    cells: list[Cell], settings: Settings, monitor: Monitor, make: type[Subject] = Subject
+) -> Iterator[tuple[Cell, Outcome]]:
     """Measure cells that differ in the block alone; yields each cell once, as soon as it is known.
 
     All blocks get the same input. They are timed in rounds: each round calls every block and the
     reference once, in random order, so that a drift of the machine meets all alike. A block leaves
     when it has settled or its calls have taken its budget, but not before MIN_ROUNDS. CUDA graphs come
     last, one at a time: each holds memory of its own, and one that fails may leave the device unusable.
+
+    Args:
+        make: what is timed of a cell.
 
     Raises:
         DeviceLostError: when a block has left the device unusable for all others of this process.
@@ -85,7 +90,7 @@ def group(cells: list[Cell], settings: Settings, monitor: Monitor) -> Iterator[t
         start = perf_counter()
         try:
             gate.check(cell.create, cell.device, getattr(torch, cell.dtype))
-            subjects.append(cell.subject(load, start, settings.timeout_s))
+            subjects.append(make(cell, load, start, settings.timeout_s))
         except RAISED as error:
             require_device(load.x)
             load.restore()

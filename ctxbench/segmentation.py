@@ -17,7 +17,7 @@ from ctxbench.errors import UsageError
 from ctxbench.outcome import Outcome
 from ctxbench.spec import BlockSpec, typed_blocks
 from ctxbench.store import write_atomically
-from ctxbench.taskgrid import DTYPES, TaskCell, choose_preset, digest_of, fitted, listed, parse_seeds
+from ctxbench.taskcell import DTYPES, TaskCell, choose_preset, digest_of, fitted, listed, parse_seeds
 
 if TYPE_CHECKING:
     from ctxbench.measure import Settings

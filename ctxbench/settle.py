@@ -12,14 +12,14 @@ from time import perf_counter
 import torch
 
 from ctxbench import environment, measure
-from ctxbench.cost import Cost
+from ctxbench.cost import Cost, estimate
 from ctxbench.devices import Device
 from ctxbench.errors import RAISED, first_line
 from ctxbench.measure import Settings
 from ctxbench.monitor import Monitor
 from ctxbench.outcome import Outcome, failure
 from ctxbench.spec import Cell
-from ctxbench.subject import reference_side
+from ctxbench.subject import Subject, reference_side
 
 MEMORY_FACTOR = 1.15  # kernels' work space beyond the tensors
 MAPS_BESIDE = 4  # input, output's gradient, and the copies a CPU convolution makes of a map
@@ -67,7 +67,7 @@ def settle_alone(cells: list[Cell], settings: Settings, monitor: Monitor) -> Ite
         monitor.working(f"estimating {describe(cell)}")
         start = perf_counter()
         try:
-            cost = cell.cost()
+            cost = cost_of(cell)
         except RAISED as error:
             yield Settled(cell, None, cannot_run(error, perf_counter() - start))
             continue
@@ -83,8 +83,26 @@ def settle_alone(cells: list[Cell], settings: Settings, monitor: Monitor) -> Ite
             monitor.needing(max(needed_bytes(cell, cost) for cell, cost in costs.items()))
         what = members[0].label if len(members) == 1 else f"{len(members)} blocks"
         monitor.measuring(f"measuring {what}, {describe(members[0], block=False)}")
-        for cell, outcome in measure.group(members, settings, monitor):
+        for cell, outcome in measure.group(members, settings, monitor, subject_for(members[0])):
             yield Settled(cell, costs[cell], outcome)
+
+
+def cost_of(cell: Cell) -> Cost:
+    """What a block, or an update of networks with it, costs."""
+    if cell.kind != "step":
+        return estimate(cell)
+    from ctxbench import updates
+
+    return updates.cost_of(cell)
+
+
+def subject_for(cell: Cell) -> type[Subject]:
+    """What is timed of such cells."""
+    if cell.kind != "step":
+        return Subject
+    from ctxbench.updates import UpdateSubject
+
+    return UpdateSubject
 
 
 def describe(cell: Cell, block: bool = True) -> str:

@@ -12,15 +12,11 @@ import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import blocks
 from ctxbench.errors import RAISED, UsageError
 from ctxbench.meta import meta_tensors
-
-if TYPE_CHECKING:
-    from ctxbench.cost import Cost
-    from ctxbench.subject import Load, Subject
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 MODES = ("infer", "train")
@@ -109,18 +105,6 @@ class Cell:
     @property
     def training(self) -> bool:
         return self.mode == "train"
-
-    def cost(self) -> Cost:
-        """What it costs, without running it."""
-        from ctxbench.cost import estimate
-
-        return estimate(self)
-
-    def subject(self, load: Load, start: float, timeout_s: float) -> Subject:
-        """What is timed."""
-        from ctxbench.subject import Subject
-
-        return Subject(self, load, start, timeout_s)
 
     def create(self) -> blocks.ContextBlock:
         """The block of this cell, in the cell's mode."""

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ctxbench.errors import UsageError
-from ctxbench.monitor import Monitor
 
 if TYPE_CHECKING:
-    from ctxbench.measure import Settings
-    from ctxbench.taskgrid import TaskCell
+    pass
 
 
 def count_processes() -> int:
@@ -39,16 +36,6 @@ def join_others(device: str) -> int:
         return launch.join_processes(device)
     except launch.JoinError as error:
         raise UsageError(str(error)) from None
-
-
-def take_part(cells: Sequence[TaskCell], settings: Settings) -> None:
-    """Train what the first of several processes announces, until it says that this was all."""
-    from ctxbench.training import settle_tasks
-
-    by_id = {cell.id: cell for cell in cells}
-    while cell := by_id.get(broadcast_cell("")):
-        for _ in settle_tasks([cell], settings, Monitor()):
-            pass
 
 
 def broadcast_cell(cell_id: str) -> str:

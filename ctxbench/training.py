@@ -16,7 +16,7 @@ from ctxbench.errors import RAISED, RunError, first_line
 from ctxbench.monitor import Monitor
 from ctxbench.outcome import Outcome, failure
 from ctxbench.spec import Cell
-from ctxbench.taskgrid import TaskCell
+from ctxbench.taskcell import TaskCell
 
 if TYPE_CHECKING:
     from ctxbench.measure import Settings
@@ -54,6 +54,14 @@ def settle_tasks(
             if isinstance(error, TakenError):
                 outcome = Outcome("skipped", outcome.columns)
         yield cell, None, outcome
+
+
+def take_part(cells: Sequence[TaskCell], settings: Settings) -> None:
+    """Train what the first of several processes announces, until it says that this was all."""
+    by_id = {cell.id: cell for cell in cells}
+    while cell := by_id.get(together.broadcast_cell("")):
+        for _ in settle_tasks([cell], settings, Monitor()):
+            pass
 
 
 def work_folder(folder: Path, cell: TaskCell) -> Path:

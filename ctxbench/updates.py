@@ -48,20 +48,20 @@ class UpdateCell(GenerationCell):
     def details(self) -> str:
         return f"{self.dataset}  one update of {self.batch} images  {self.dtype}"
 
-    def cost(self) -> Cost:
-        found = gans.cost_of(self)
-        return Cost(
-            params=found.params,
-            params_formula=found.params,  # `cost_of` has compared those of the blocks
-            macs_formula=self.batch * found.macs_formula,
-            macs_counted=self.batch * found.macs,
-            macs_backward=None,
-            uncounted_ops={},
-            memory_bytes=found.memory_bytes,
-        )
 
-    def subject(self, load: Load, start: float, timeout_s: float) -> Subject:
-        return UpdateSubject(self, load, start, timeout_s)
+def cost_of(cell: Cell) -> Cost:
+    """Parameters of both networks, MACs of one forward of each for a batch, and the predicted peak of an update."""
+    assert isinstance(cell, UpdateCell)
+    found = gans.cost_of(cell)
+    return Cost(
+        params=found.params,
+        params_formula=found.params,  # those of the blocks have been compared
+        macs_formula=cell.batch * found.macs_formula,
+        macs_counted=cell.batch * found.macs,
+        macs_backward=None,
+        uncounted_ops={},
+        memory_bytes=found.memory_bytes,
+    )
 
 
 def cells_of(trainings: Sequence[GenerationCell]) -> list[UpdateCell]:
@@ -82,9 +82,10 @@ class UpdateSubject(Subject):
             update is not finite.
     """
 
-    def __init__(self, cell: UpdateCell, load: Load, start: float, timeout_s: float) -> None:
+    def __init__(self, cell: Cell, load: Load, start: float, timeout_s: float) -> None:
         from tasks.generation.training import draw
 
+        assert isinstance(cell, UpdateCell)
         job = cell.job()
         gate.check(lambda: other_block(job), cell.device, torch.float32)
         self.cell, self.x, self.gradient, self.timeout_s = cell, load.x, None, timeout_s

@@ -111,7 +111,9 @@ def test_what_measures_does_not_format() -> None:
         "statistics",
         "environment",
         "store",
-        "taskgrid",
+        "taskcell",
+        "segmentation",
+        "generation",
         "training",
     ):
         found = imports(f"ctxbench/{path}.py")

@@ -13,7 +13,7 @@ from ctxbench.measure import Settings
 from ctxbench.monitor import Monitor
 from ctxbench.outcome import failure
 from ctxbench.spec import Grid
-from ctxbench.updates import cells_of
+from ctxbench.updates import UpdateSubject, cells_of
 
 pytestmark = pytest.mark.gpu
 
@@ -64,6 +64,8 @@ def test_updates_of_a_gan_are_timed(dtype: str) -> None:
     grid = taskgrid.make_grid(
         "imagenet", "hamgan-baby", "none,ham-nmf,self-attn", batch=8, device="cuda", dtypes=dtype
     )
-    for cell, outcome in measure.group(cells_of(grid.cells()), Settings(budget_s=1.0), Monitor()):
+    for cell, outcome in measure.group(
+        list(cells_of(grid.cells())), Settings(budget_s=1.0), Monitor(), UpdateSubject
+    ):
         assert outcome.status == "ok", (cell.label, outcome.columns)
         assert outcome.columns["memory_measured_bytes"] > 2**28

@@ -480,7 +480,7 @@ def test_estimates_are_accepted_from_any_environment(
     def forbidden(cell: Cell) -> None:
         raise AssertionError(f"estimates {cell.label} again")
 
-    monkeypatch.setattr(Cell, "cost", forbidden)
+    monkeypatch.setattr("ctxbench.settle.estimate", forbidden)
     assert run(tmp_path, planned, threads=2) == first
     assert executions == [], "an estimate runs nothing"
 

@@ -21,7 +21,7 @@ from PIL import Image
 import blocks
 from blocks import registry
 from ctxbench import data as datasets
-from ctxbench import networks, taskgrid, training
+from ctxbench import networks, taskcell, taskgrid, training
 from ctxbench.errors import UsageError
 from ctxbench.measure import Settings
 from ctxbench.monitor import Monitor
@@ -509,7 +509,7 @@ def saved(path: Path, content: Any) -> Path:
 def wanted(model: str = "light-ham-van-tiny", task: str = "ade20k") -> dict[str, torch.Tensor]:
     grid = taskgrid.make_grid(task, None, None, models=model)
     (cell,) = grid.cells()
-    assert isinstance(cell, taskgrid.TaskCell)
+    assert isinstance(cell, taskcell.TaskCell)
     return engine.build(cell.job(0)).state_dict()
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from ctxbench.record import Record
     from ctxbench.runner import Run, Where
     from ctxbench.spec import Cell, Grid
-    from ctxbench.taskgrid import TaskCell
+    from ctxbench.taskcell import TaskCell
 
 
 PREDICTED = "panels (image, truth, prediction), curves (losses), weights"
@@ -113,14 +113,14 @@ def train_all(  # noqa: PLR0917
     cells: Sequence[TaskCell], plan: list[str], device: str, settings: Settings, where: Where, fresh: bool
 ) -> list[Record]:
     """The records of these trainings; none in a process that only takes part in what the first one records."""
-    from ctxbench import together
+    from ctxbench import together, training
     from ctxbench.runner import Run
     from ctxbench.store import RunStore
 
     assert settings.folder is not None
     store = RunStore.create(settings.folder)
     if settings.rank > 0:
-        together.take_part(cells, settings)
+        training.take_part(cells, settings)
         return []
     prepare_data(cells, settings.folder)
     for notice in dict.fromkeys(cell.notice() for cell in cells):
