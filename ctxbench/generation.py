@@ -358,7 +358,9 @@ def train(cell: GenerationCell, settings: Settings, monitor: Monitor) -> Outcome
     def show(iteration: int, images: torch.Tensor) -> None:
         place = folder / "samples" / cell.id
         place.mkdir(parents=True, exist_ok=True)
-        write_atomically(place / f"{iteration:07d}.png", panels.tiles(images.numpy(), training.SHEET[1]))
+        write_atomically(
+            place / f"{iteration:07d}.png", panels.tiles(images.numpy(), training.across(cell.layout))
+        )
 
     job = cell.job(weights_for(cell, settings))
     trained = training.train(
@@ -402,7 +404,7 @@ def keep(cell: GenerationCell, folder: Path, job: Job, trained: Trained) -> None
         (folder / part).mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "curves" / f"{cell.id}.csv", trained.curve_csv())
     sheet = training.samples(job, trained.state.average).numpy()
-    write_atomically(panels.path_of(folder, cell.id), panels.tiles(sheet, training.SHEET[1]))
+    write_atomically(panels.path_of(folder, cell.id), panels.tiles(sheet, training.across(cell.layout)))
     weights = io.BytesIO()
     torch.save(trained.state.weights() | {"protocol": cell.protocol}, weights)
     write_atomically(folder / "weights" / f"{cell.id}.pt", weights.getvalue())

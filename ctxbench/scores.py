@@ -182,9 +182,12 @@ def ends(entry: Entry, metric: str) -> str:
 
 
 def flags(entry: Entry) -> str:
-    """What became of seeds that are not scored, whether the cue was found, and which generators collapsed."""
-    collapsed = [f"seed {row['seed']} collapsed: {row['collapsed']}" for row in entry.collapsed]
-    return "; ".join([*failures(entry), *(["at chance"] if at_chance(entry) else []), *collapsed])
+    """What became of seeds that are not scored, whether the cue was found, and how many generators collapsed."""
+    chance = ["at chance"] if at_chance(entry) else []
+    count = len(entry.collapsed)
+    seeds = "" if len(entry.done) == 1 else f" in {count} of {len(entry.done)} seeds"
+    collapsed = [f"collapsed{seeds}: {row['collapsed']}" for row in entry.collapsed[:1]]
+    return "; ".join([*failures(entry), *chance, *collapsed])
 
 
 def failures(entry: Entry) -> list[str]:

@@ -40,7 +40,7 @@ class Executions(list[str]):
     interrupt_after: int | None = None
 
     def group(
-        self, members: list[Cell], settings: Settings, monitor: Monitor
+        self, members: list[Cell], settings: Settings, monitor: Monitor, make: object
     ) -> Iterator[tuple[Cell, Outcome]]:
         """Stands for `measure.group`: the latency of a cell follows from the cell."""
         for cell in members:
@@ -501,7 +501,9 @@ def test_an_outcome_that_no_record_can_hold_is_an_error_and_the_rest_goes_on(
 ) -> None:
     """As when a block meddles with the clock."""
 
-    def group(members: list[Cell], settings: Settings, monitor: Monitor) -> Iterator[tuple[Cell, Outcome]]:
+    def group(
+        members: list[Cell], settings: Settings, monitor: Monitor, make: object
+    ) -> Iterator[tuple[Cell, Outcome]]:
         yield members[0], Outcome("ok", {"wall_s": -3.0})
         yield members[1], Outcome("ok", {"wall_s": 3.0})
 

@@ -37,7 +37,7 @@ CHECKPOINTS = 10  # in a training, with a sheet of samples each
 POINTS = 100  # of the curve
 NAME = "last.pt"
 SAMPLED = 64  # images generated at once
-SHEET = (10, 10)  # of samples: rows and classes
+ROWS = 10  # of a sheet of samples: classes
 NETWORKS = ("generator", "discriminator", "average")
 CURVE = ("iteration", "generator", "discriminator", "right", "generator_norm", "discriminator_norm")
 
@@ -166,7 +166,7 @@ def train(
 
     Args:
         tell: is told the progress.
-        show: is given images of each class, (rows * classes, C, H, W), uint8, ten times.
+        show: is given the `samples`, ten times.
 
     Raises:
         FloatingPointError: when a loss is no longer finite.
@@ -369,10 +369,15 @@ def generate(
 
 
 def samples(job: Job, generator: nn.Module) -> Tensor:
-    """Some images of each class, a row of classes after the other: uint8 (rows * classes, C, H, W)."""
-    rows, columns = SHEET
-    labels = torch.arange(min(job.layout.classes, columns)).repeat(rows)
+    """Some images of each class, one class after the other: uint8 (classes * across, C, H, W)."""
+    labels = torch.arange(min(job.layout.classes, ROWS)).repeat_interleave(across(job.layout))
     return torch.cat([images for images, _ in generate(job, generator, labels, SAMPLED)])
+
+
+def across(layout: Layout) -> int:
+    """How many images of a class make a sheet about square."""
+    height, width = layout.size
+    return max(round(ROWS * height / width), 1)
 
 
 def save(state: State, path: Path) -> None:
