@@ -41,6 +41,10 @@ class ContextBlock(nn.Module, ABC):
     @abstractmethod
     def forward(self, x: Tensor) -> Tensor: ...
 
+    def branch(self, x: Tensor) -> Tensor:
+        """What the block adds to its input, before any activation of the sum: (B, C, H, W) -> (B, C, H, W)."""
+        return self(x) - x
+
     @abstractmethod
     def macs(self, height: int, width: int) -> int:
         """Multiply-accumulates of one forward of one image in the present mode (train or eval).

@@ -90,10 +90,13 @@ class EMA(ContextBlock):
         self.register_buffer("bases", soft_unit(torch.randn(1, channels, rank) * math.sqrt(2 / rank)))
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.relu_(x + self.out(self.context(x)))
+        return torch.relu_(x + self.branch(x))
+
+    def branch(self, x: Tensor) -> Tensor:
+        return self.out(self.rebuilt(x))
 
     @torch.no_grad()
-    def context(self, x: Tensor) -> Tensor:
+    def rebuilt(self, x: Tensor) -> Tensor:
         """The pixels rebuilt from the bases, (B, C, H, W); moves the bases when training."""
         projected = self.project(x)
         with full_precision(projected) as dtype:

@@ -119,10 +119,18 @@ class Hamburger(ContextBlock):
         return nn.BatchNorm2d(self.channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        context = self.upper_bread(self.cheese(self.reconstruct(self.lower_bread(x))))
         if self.version == "v2+":
-            return torch.relu_(self.ham_gate * context + self.shortcut_gate * x)
-        return torch.relu_(x + context)
+            return torch.relu_(self.ham_gate * self.between_breads(x) + self.shortcut_gate * x)
+        return torch.relu_(x + self.between_breads(x))
+
+    def branch(self, x: Tensor) -> Tensor:
+        if self.version == "v2+":
+            return self.ham_gate * self.between_breads(x) + (self.shortcut_gate - 1) * x
+        return self.between_breads(x)
+
+    def between_breads(self, x: Tensor) -> Tensor:
+        """From the lower bread to the upper one, both included: (B, C, H, W) -> (B, C, H, W)."""
+        return self.upper_bread(self.cheese(self.reconstruct(self.lower_bread(x))))
 
     def reconstruct(self, latent: Tensor) -> Tensor:
         """The latent map as the hams explain it, (B, width, H, W)."""

@@ -124,7 +124,7 @@ def score_of(record: Record) -> str:
     if record.metric is None:
         return ""
     score = SCORES[record.metric]
-    collapsed = ", collapsed" if record.collapsed else ""
+    collapsed = f", {record.collapsed.partition(':')[0]}" if record.collapsed else ""
     return f": {score.name} {score.with_unit(getattr(record, record.metric))}{collapsed}"
 
 

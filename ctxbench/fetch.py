@@ -65,11 +65,24 @@ ARCHIVES = {
 def fetch(archive: Archive, root: Path, tell: Callable[[str], None] = lambda text: None) -> Path:
     """Fetch an archive into `root` and unpack it there; returns its path.
 
+    Raises:
+        UsageError: if `root` cannot be written to.
+        RunError: if the file cannot be fetched, is not the expected one, or is unsafe to unpack.
+    """
+    path = obtain(archive, root, tell)
+    tell(f"unpacking {path}")
+    unpack(archive, path, root)
+    return path
+
+
+def obtain(archive: Archive, root: Path, tell: Callable[[str], None] = lambda text: None) -> Path:
+    """Fetch a file into `root`; returns its path.
+
     A part that an interrupted download left is gone on with; a complete file is not fetched again.
 
     Raises:
         UsageError: if `root` cannot be written to.
-        RunError: if the file cannot be fetched, is not the expected one, or is unsafe to unpack.
+        RunError: if the file cannot be fetched, or is not the expected one.
     """
     path = root / archive.name
     try:
@@ -89,8 +102,6 @@ def fetch(archive: Archive, root: Path, tell: Callable[[str], None] = lambda tex
         ) from None
     except OSError as error:
         raise UsageError(f"cannot write to {root}: {error.strerror}") from None
-    tell(f"unpacking {path}")
-    unpack(archive, path, root)
     return path
 
 

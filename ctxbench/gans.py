@@ -145,7 +145,7 @@ def counted(cell: GenerationCell, network: nn.Module) -> NetworkCount:
     slot: Any = network.slot
     seen: list[tuple[int, int, int]] = []
     within: list[int] = []
-    handle = slot.block.register_forward_pre_hook(lambda module, args: seen.append(tuple(args[0].shape[1:])))
+    handle = slot.register_forward_pre_hook(lambda module, args: seen.append(tuple(args[0].shape[1:])))
     labels = torch.zeros(1, dtype=torch.long, device="meta")
     shape = (layout.latent,) if isinstance(network, Generator) else (layout.channels, *layout.size)
     network.eval()
@@ -159,13 +159,13 @@ def counted(cell: GenerationCell, network: nn.Module) -> NetworkCount:
 
 @contextmanager
 def watched(slot: Slot, counter: OperatorCount, within: list[int]) -> Iterator[None]:
-    """Appends what the counter counts in the slot's block."""
-    before = slot.block.register_forward_pre_hook(lambda module, args: within.append(-counter.macs))
+    """Appends what the counter counts in the slot: what the block does."""
+    before = slot.register_forward_pre_hook(lambda module, args: within.append(-counter.macs))
 
     def end(module: nn.Module, args: Any, output: Any) -> None:
         within[-1] += counter.macs
 
-    after = slot.block.register_forward_hook(end)
+    after = slot.register_forward_hook(end)
     try:
         yield
     finally:

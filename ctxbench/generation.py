@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import io
 import json
@@ -12,7 +13,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import blocks
-from ctxbench import panels
+from ctxbench import environment, panels
 from ctxbench.data import FOLDER, REFERENCE, TRAIN
 from ctxbench.errors import UsageError
 from ctxbench.outcome import Outcome
@@ -116,17 +117,12 @@ class GenerationCell(TaskCell):
         )
 
     def check_weights(self, settings: Settings) -> None:
-        from tasks.generation.data import DataError
-        from tasks.generation.judging import Reference
-
         weights_for(self, settings)
-        if self.recipe.data == "folder":
-            extractor_for(self.recipe, settings, "cpu")
-        try:
-            if settings.reference is not None:
-                Reference.load(settings.reference)
-        except DataError as error:
-            raise UsageError(f"--reference: {error}") from None
+        if self.recipe.data != "folder" and settings.reference is None:
+            return
+        extractor = extractor_for(self.recipe, settings, "cpu")
+        if settings.reference is not None:
+            check_reference(self, extractor, settings.reference)
 
     def train(self, settings: Settings, monitor: Monitor) -> Outcome:
         return train(self, settings, monitor)
@@ -259,19 +255,23 @@ def listings(data_root: Path) -> tuple[Listing | None, Listing | None]:
         UsageError: for folders that cannot be used.
     """
     from tasks.generation.data import DataError, Listing
+    from tasks.generation.scoring import FEWEST
 
     root = data_root / FOLDER
     if not root.is_dir():
         return None, None
+    if (root / REFERENCE).is_dir() and not (root / TRAIN).is_dir():
+        raise UsageError(f"{root} has {REFERENCE} and no {TRAIN}")
     try:
         train = Listing.of(root / TRAIN if (root / TRAIN).is_dir() else root)
         reference = Listing.of(root / REFERENCE) if (root / REFERENCE).is_dir() else train
     except (DataError, OSError) as error:
         raise UsageError(str(error)) from None
-    if train.classes != reference.classes:
+    if others := sorted({*train.classes} ^ {*reference.classes}):
+        raise UsageError(f"{train.folder} and {reference.folder} differ in classes: {', '.join(others[:3])}")
+    if len(reference.paths) < 2 * FEWEST:
         raise UsageError(
-            f"{train.folder} and {reference.folder} have other classes: {len(train.classes)} and "
-            f"{len(reference.classes)}"
+            f"{reference.folder}: {len(reference.paths)} images are too few to compare with; {2 * FEWEST} at least"
         )
     return train, reference
 
@@ -303,29 +303,36 @@ def extractor_for(recipe: Recipe, settings: Settings, device: str) -> Extractor:
 
     if recipe.data != "folder":
         size = TWIN if recipe.data == "twins" else recipe.layout.size[0]
-        assert settings.folder is not None
-        return digits_extractor(digits(size), settings.folder / "data")
+        return digits_extractor(digits(size), kept_in(settings))
     try:
         return inception(settings.weights or inception_place(), device)
     except WeightsError as error:
         raise UsageError(f"{error}; {WEIGHTS_ADVICE}") from None
 
 
+def kept_in(settings: Settings) -> Path | None:
+    """Where a run keeps what this version of the code has worked out; None before the run has begun."""
+    if settings.folder is None or not settings.folder.exists():
+        return None
+    return settings.folder / "data" / f"generation-{environment.program_hash('generation')}"
+
+
 def reference_for(cell: GenerationCell, extractor: Extractor, data: Images, settings: Settings) -> Reference:
     """What the generated images are compared with: its features are extracted once in a run.
 
     Raises:
-        DataError: for a file that is no reference.
-        ValueError: for too few images.
+        DataError: for images that cannot be read.
+        ValueError: for too few.
     """
-    from tasks.generation.data import PAIRINGS
+    from tasks.generation.data import PAIRINGS, DataError
     from tasks.generation.judging import Reference, in_batches
 
-    assert settings.folder is not None
     if settings.reference is not None:
         return Reference.load(settings.reference)
-    kept = settings.folder / "data" / f"reference-{cell.reference}-{extractor.name}.npz"
-    if kept.exists():
+    folder, size = kept_in(settings), "x".join(map(str, cell.layout.size))
+    assert folder is not None
+    kept = folder / f"reference-{cell.reference}-{size}-{extractor.name}.npz"
+    with contextlib.suppress(DataError):  # not there, or damaged
         return Reference.load(kept)
     real = data
     if cell.recipe.data == "folder":
@@ -337,6 +344,23 @@ def reference_for(cell: GenerationCell, extractor: Extractor, data: Images, sett
     found = Reference.of(batches, extractor, real.digest, cell.twins)
     found.save(kept)
     return found
+
+
+def check_reference(cell: GenerationCell, extractor: Extractor, path: Path) -> None:
+    """Whether a saved reference can serve this cell.
+
+    Raises:
+        UsageError: saying why not.
+    """
+    from tasks.generation.data import DataError
+    from tasks.generation.judging import Reference
+
+    try:
+        reference = Reference.load(path)
+        reference.require(extractor.name, reference.features.shape[1])
+        asked_labels(reference.labels, cell.recipe.count, cell.classes)
+    except (DataError, ValueError) as error:
+        raise UsageError(f"--reference: {error}") from None
 
 
 def train(cell: GenerationCell, settings: Settings, monitor: Monitor) -> Outcome:
@@ -370,10 +394,10 @@ def train(cell: GenerationCell, settings: Settings, monitor: Monitor) -> Outcome
         return Outcome("ok", {})
     monitor.working(f"{cell.label}: scoring")
     extractor, reference = judged
+    keep(cell, folder, job, trained)
     asked = asked_labels(reference.labels, cell.recipe.count, cell.classes)
     images = training.generate(job, trained.state.average, asked)
     assessment = judging.assess(images, extractor, reference, cell.twins)
-    keep(cell, folder, job, trained)
     columns = score_columns(assessment, extractor.name, cell.twins) | {
         "wall_s": perf_counter() - start,
         "train_s": trained.seconds,
@@ -385,12 +409,16 @@ def train(cell: GenerationCell, settings: Settings, monitor: Monitor) -> Outcome
 
 
 def asked_labels(reference: Any, count: int, classes: int) -> Any:
-    """Classes of the images that are generated to be scored: as frequent as in the reference."""
+    """Classes of the images that are generated to be scored: as frequent as in the reference.
+
+    Raises:
+        ValueError: if it has more classes.
+    """
     import torch
 
     real, _ = reference.sort()
     if int(real[-1]) >= classes:
-        raise UsageError(f"the reference has {int(real[-1]) + 1} classes, the images {classes}")
+        raise ValueError(f"the reference has {int(real[-1]) + 1} classes, the images {classes}")
     return real[torch.arange(count) * len(real) // count]
 
 
@@ -448,26 +476,24 @@ def weights_for(cell: GenerationCell, settings: Settings) -> dict[str, Any] | No
         raise UsageError(str(error)) from None
 
 
-def find_weights(given: Path | None, download: bool, tell: Callable[[str], None]) -> Path:
-    """The file with Inception's weights: the user's, or where torch-fidelity keeps them; fetched if asked for.
+def find_weights(download: bool, tell: Callable[[str], None]) -> Path:
+    """Where torch-fidelity keeps Inception's weights; they are fetched only if asked for.
 
     Raises:
-        RunError: if it cannot be fetched, or is not the expected one.
+        UsageError: if the place cannot be written to.
+        RunError: if the file cannot be fetched, or is not the expected one.
     """
     from ctxbench import fetch
     from tasks.generation.extractors import INCEPTION_SHA256, INCEPTION_URL, inception_place
 
-    path = given or inception_place()
-    if download and not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        fetch.download(fetch.Archive(INCEPTION_URL, "sha256", INCEPTION_SHA256, 0), path, tell)
+    path = inception_place()
+    if download:
+        fetch.obtain(fetch.Archive(INCEPTION_URL, "sha256", INCEPTION_SHA256, 0), path.parent, tell)
     return path
 
 
-def score_folders(
-    images: Path, real: Path, weights: Path, device: str, keep: Path | None = None
-) -> tuple[Assessment, str]:
-    """Scores of a folder of images against another one, or against a saved reference; and the extractor's name.
+def compare_folders(images: Path, real: Path, weights: Path, device: str) -> tuple[Assessment, Reference]:
+    """Scores of a folder of images against another one, or against a saved reference; and that reference.
 
     Raises:
         UsageError: for whatever cannot be read, or is too little to be scored.
@@ -478,15 +504,16 @@ def score_folders(
 
     try:
         listing = Listing.of(images)
-        other = Listing.of(real) if real.is_dir() else None
-        extractor = inception(weights, device)
-        if other is None:
-            reference = Reference.load(real)
+        if real.is_file():
+            reference, other = Reference.load(real), None
         else:
+            other = Listing.of(real)
+        extractor = inception(weights, device)
+        if other is not None:
             reference = Reference.of(pictures(other), extractor, other.digest)
-            if keep is not None:
-                reference.save(keep)
-        return assess(pictures(listing), extractor, reference), extractor.name
+        else:
+            reference.require(extractor.name, reference.features.shape[1])
+        return assess(pictures(listing), extractor, reference), reference
     except WeightsError as error:
         raise UsageError(f"{error}; {WEIGHTS_ADVICE}") from None
     except (DataError, ValueError) as error:

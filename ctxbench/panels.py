@@ -1,4 +1,4 @@
-"""Pictures of predictions: a sheet for each training, with images, truth and prediction as its columns."""
+"""Sheets of each training: images, truth and prediction as columns, or what a generator makes as tiles."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ GAP = 4  # pixels between tiles
 SMALL, LARGER = 256, 2  # tiles below this width are shown so many times larger
 MAX_BYTES, MAX_PIXELS = 50_000_000, 50_000_000
 TALLEST = 16  # times the width of a column
+MOST = 2000
 
 Sample = tuple[np.ndarray, np.ndarray, np.ndarray]
 
@@ -37,9 +38,9 @@ def sheet(samples: Iterable[Sample], palette: np.ndarray) -> bytes:
     height, width = (max(row[0].shape[axis] for row in rows) for axis in (0, 1))
     larger = LARGER if width < SMALL else 1
     lines = [np.hstack([framed(tile, height, width, larger) for tile in row]) for row in rows]
-    whole = np.vstack(lines)[:-GAP, :-GAP]
+    joined = np.vstack(lines)[:-GAP, :-GAP]
     file = io.BytesIO()
-    Image.fromarray(whole).save(file, "PNG")
+    Image.fromarray(joined).save(file, "PNG")
     return file.getvalue()
 
 
@@ -69,6 +70,16 @@ def tiles(images: np.ndarray, across: int) -> bytes:
 def path_of(folder: Path, cell_id: str) -> Path:
     """Where a run's folder keeps the sheet of a cell."""
     return folder / "panels" / f"{cell_id}.png"
+
+
+def small(path: Path) -> np.ndarray | None:
+    """A sheet of samples, of at most MOST pixels a side; None if there is none, or it cannot be one."""
+    sheet = whole(path)
+    if sheet is None or max(sheet.shape[:2]) > TALLEST * min(sheet.shape[:2]):
+        return None
+    picture = Image.fromarray(sheet)
+    picture.thumbnail((MOST, MOST))
+    return np.asarray(picture)
 
 
 def whole(path: Path) -> np.ndarray | None:

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 SCHEMA_VERSION: Literal[1] = 1
 LARGEST_COUNT = 10**30
+LONGEST_NUMBER = 40  # digits
 
 Status = Literal["ok", "skipped", "oom", "timeout", "crashed", "error", "invalid"]
 FAILED: tuple[Status, ...] = ("oom", "timeout", "crashed", "error", "invalid")
@@ -20,7 +21,7 @@ Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{12}$")]
 LongText = Annotated[str, Field(max_length=100_000)]
 Side = Annotated[int, Field(gt=0, lt=2**31)]
 Amount = Annotated[float, Field(ge=0, lt=1e15, allow_inf_nan=False)]
-Score = Annotated[float, Field(allow_inf_nan=False)]
+Score = Annotated[float, Field(gt=-1e15, lt=1e15, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Ranking = Literal["miou", "context_iou", "fid", "kid", "agreement"]
 
@@ -180,7 +181,7 @@ class Record(BaseModel):
         for name in type(self).model_fields:
             text = getattr(self, name)
             if name.endswith("_json") and text is not None:
-                value = json.loads(text, parse_constant=_refuse_constant)
+                value = json.loads(text, parse_constant=_refuse_constant, parse_int=_bounded)
                 if not isinstance(value, list if name.endswith("samples_json") else dict):
                     raise ValueError(f"{name} holds JSON of another kind")
         return self
@@ -215,6 +216,13 @@ class Record(BaseModel):
 
 def _refuse_constant(name: str) -> Any:
     raise ValueError(f"{name} is not a number a record may hold")
+
+
+def _bounded(digits: str) -> int:
+    """A whole number that a float can hold too."""
+    if len(digits) > LONGEST_NUMBER:
+        raise ValueError(f"a number of {len(digits)} digits")
+    return int(digits)
 
 
 @dataclass(frozen=True)

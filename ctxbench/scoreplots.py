@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ctxbench.labels import label_ends
-from ctxbench.panels import columns, path_of, whole
+from ctxbench.panels import columns, path_of, small
 from ctxbench.plots import SIZE, STYLE, Picture, styles
 from ctxbench.record import Row
 from ctxbench.scores import (
@@ -50,7 +50,7 @@ def figures(rows: list[Row], frame: pd.DataFrame, folders: Mapping[str, Path]) -
             if len(entries) > 1:
                 caption = f"{title_of(members[0])}: every seed, and the mean"
                 found.append(Picture(f"scores-{number}", caption, scores(entries, metric, look)))
-            read = columns if metric in SEGMENTED else whole
+            read = columns if metric in SEGMENTED else small
             sheets = [(row, sheet) for row, sheet in sheets_of(entries, folders, read) if sheet is not None]
             if sheets:
                 made = "what is predicted" if metric in SEGMENTED else "what is generated"

@@ -89,12 +89,12 @@ class Entry:
 
     @cached_property
     def collapsed(self) -> list[Row]:
-        """Seeds whose generator makes images that are too much alike."""
+        """Seeds whose generator makes images that are too much alike, or far from real."""
         return [row for row in self.done if row["collapsed"]]
 
     @property
     def sound(self) -> bool:
-        """Whether its scores mean what they say: a distance of images that are too much alike does not."""
+        """Whether its scores rank it: a distance of images that are too much alike, or far away, does not."""
         return not any(row["metric"] in DISTANCES for row in self.collapsed)
 
 
@@ -185,8 +185,8 @@ def flags(entry: Entry) -> str:
     """What became of seeds that are not scored, whether the cue was found, and how many generators collapsed."""
     chance = ["at chance"] if at_chance(entry) else []
     count = len(entry.collapsed)
-    seeds = "" if len(entry.done) == 1 else f" in {count} of {len(entry.done)} seeds"
-    collapsed = [f"collapsed{seeds}: {row['collapsed']}" for row in entry.collapsed[:1]]
+    seeds = "" if len(entry.done) == 1 else f" ({count} of {len(entry.done)} seeds)"
+    collapsed = [f"{row['collapsed']}{seeds}" for row in entry.collapsed[:1]]
     return "; ".join([*failures(entry), *chance, *collapsed])
 
 
@@ -316,6 +316,8 @@ def generation_lines(protocol: dict[str, Any]) -> list[str]:
     beta, gamma = protocol["betas"]
     ema = f"mean of the generator's weights (decay {protocol['ema']:g})" if protocol["ema"] else "generator"
     together = f"; {protocol['processes']:d} processes" if protocol["processes"] != 1 else ""
+    data, reference = protocol["data_digest"], protocol["reference_digest"]
+    against = "the same images" if data == reference else reference
     trained = (
         f"Protocol: {protocol['iterations']:,} updates of each network, {protocol['batch']} images, "
         f"{protocol['optimizer']} {first:g} (G) and {second:g} (D), betas {beta:g} and {gamma:g}"
@@ -324,7 +326,7 @@ def generation_lines(protocol: dict[str, Any]) -> list[str]:
     )
     return [
         f"{trained}; {ema} scored, last checkpoint; first weights: {protocol['first_weights']}. {protocol['note']}",
-        f"Data {protocol['data_digest']}, compared with {protocol['reference_digest']}{together}.",
+        f"Data {protocol['data_digest']}, compared with {against}{together}.",
     ]
 
 
@@ -345,30 +347,32 @@ def ties(entries: list[Entry], metric: str) -> list[str]:
     if len(scored) < 2:
         return []
     best, sound = scored[0], [it for it in scored if it.sound]
-    if not sound:
-        return ["In every block some generator collapsed: the scores rank nothing."]
+    found = []
+    if len({tuple(sorted(row["seed"] for row in it.done)) for it in scored}) > 1:
+        found.append("Not all blocks have the same seeds: what differs may be the seeds.")
+    if len(sound) < 2:
+        why = f"`{sound[0].spec}` alone has none" if sound else "every block has one"
+        return [*found, f"The scores rank nothing: of generators that collapsed or are far from real, {why}."]
     if failures(best) or at_chance(best):
-        return []
+        return found
     if min(len(it.values(metric)) for it in scored) < 2:
-        return ["One seed tells no scatter: small differences mean nothing."]
-    return [verdict([it.spec for it in sound if overlap(it, best, metric)], len(sound) < len(scored), metric)]
+        return [*found, "One seed tells no scatter: small differences mean nothing."]
+    tied = [it.spec for it in sound[1:] if overlap(it, best, metric)]
+    return [*found, verdict(best.spec, tied, len(sound) < len(scored), metric)]
 
 
-def verdict(tied: list[str], collapsed: bool, metric: str) -> str:
-    """Which blocks the seeds do not tell from the best one, itself the first of them.
+def verdict(best: str, tied: list[str], others_failed: bool, metric: str) -> str:
+    """Which blocks the seeds do not tell from the best one.
 
     Args:
-        collapsed: whether there are others, whose generators collapsed.
+        others_failed: whether there are blocks whose scores rank nothing.
     """
-    best, *same = tied
-    others = "the others that did not collapse" if collapsed else "the others"
+    start = "No block wins. " if "none" in (best, *tied) else ""
+    if tied:
+        return f"{start}Not told apart from `{best}`, which has the best mean, by these seeds: {', '.join(tied)}."
     better = "below" if SCORES[metric].lower_is_better else "above"
-    if "none" in tied and same:
-        return f"No block wins: these seeds do not tell {', '.join(tied)} apart."
-    if same:
-        return f"Not told apart from `{best}` by these seeds: {', '.join(same)}."
-    wins = "No block wins: every" if best == "none" else "Every"
-    return f"{wins} seed of `{best}` is {better} all seeds of {others}."
+    others = "the others that are ranked" if others_failed else "the others"
+    return f"{start}Every seed of `{best}` is {better} all seeds of {others}."
 
 
 def overlap(entry: Entry, best: Entry, metric: str) -> bool:

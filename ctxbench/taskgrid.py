@@ -56,3 +56,10 @@ def make_grid(task: str, preset: str | None, specs: str | None, **axes: Any) -> 
     if unknown := [SPELLING.get(name, f"--{name}") for name in given if name not in known]:
         raise UsageError(f"{', '.join(unknown)}: not for {task}")
     return kind.of(task, preset, specs, **given)
+
+
+def is_generation(task: str) -> bool:
+    """Whether the task is one of making images."""
+    from tasks.generation.recipes import RECIPES
+
+    return task in RECIPES

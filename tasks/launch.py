@@ -72,7 +72,10 @@ def started_processes() -> int:
     """
     with join_errors():
         adopt_slurm()
-        return int(os.environ.get("WORLD_SIZE", "1"))
+        count = int(os.environ.get("WORLD_SIZE", "1"))
+        if count < 1:
+            raise ValueError(f"WORLD_SIZE is {count}")
+        return count
 
 
 @contextlib.contextmanager

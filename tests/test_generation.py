@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import blocks
 from tasks.generation import training as engine
 from tasks.generation.data import Images, digits, halves, twins
 from tasks.generation.models import Discriminator, Generator, SpectralNorm, convolutions
+from tasks.generation.randomness import seeded
 from tasks.generation.recipes import RECIPES
 from tests.factories import KilledError, killed_at
 
@@ -53,6 +55,20 @@ def test_any_block_fits_into_both_slots_and_changes_nothing_at_the_start(block: 
     for network in networks(block, **options):
         x = torch.rand(2, network.slot.block.channels, 8, 8)
         assert torch.equal(network.slot.eval()(x), x)
+
+
+@pytest.mark.parametrize("block", blocks.names())
+def test_a_slot_adds_nothing_but_context(block: str) -> None:
+    """An activation behind the block's sum is not part of it: without context the slot hands its input on."""
+    options = {"rank": 4} if "rank" in blocks.info(block).options else {}
+    for network in networks(block, **options):
+        slot = network.slot.eval()
+        torch.nn.init.ones_(slot.gate)
+        x = torch.randn(2, slot.block.channels, 8, 8)
+        whole, added = slot.block(x), slot.block.branch(x)
+        same = torch.allclose(whole, x + added, atol=1e-5)
+        assert same or torch.allclose(whole, (x + added).relu(), atol=1e-5)
+        assert torch.allclose(slot(x), x + added, atol=1e-6)
 
 
 @pytest.mark.parametrize("block", blocks.names())
@@ -142,11 +158,11 @@ def assert_equal(first: engine.State, second: engine.State) -> None:
     assert ours["curve"] == others["curve"]
 
 
-@pytest.mark.parametrize("iteration", [1, 4, 6])
+@pytest.mark.parametrize("iteration", [2, 17, 25])
 def test_a_training_that_is_killed_and_resumed_ends_bit_for_bit_as_a_straight_one(
     data: Images, tmp_path: Path, iteration: int
 ) -> None:
-    ours = job("ham-nmf", {"rank": 4})
+    ours = job("ham-nmf", {"rank": 4}, iterations=25)  # with a checkpoint every second one
     straight = engine.train(ours, data, tmp_path / "straight")
     with pytest.raises(KilledError):
         engine.train(ours, data, tmp_path / "killed", killed_at(f"iteration {iteration} "))
@@ -178,18 +194,58 @@ def test_a_loss_that_is_not_finite_is_told(
         engine.train(job(), data, tmp_path)
 
 
+@pytest.mark.parametrize("block", blocks.names())
+def test_mixed_precision_takes_every_block(data: Images, tmp_path: Path, block: str) -> None:
+    options = {"rank": 4} if "rank" in blocks.info(block).options else {}
+    engine.train(job(block, options, dtype="bfloat16", iterations=1), data, tmp_path)
+
+
 def test_mixed_precision_trains_on_a_cpu(data: Images, tmp_path: Path) -> None:
     state = engine.train(job("ham-nmf", {"rank": 4}, dtype="bfloat16"), data, tmp_path).state
     assert len(state.curve) == 6
     assert state.curve != engine.train(job("ham-nmf", {"rank": 4}), data, tmp_path / "full").state.curve
 
 
-def test_a_damaged_checkpoint_counts_as_none(data: Images, tmp_path: Path) -> None:
+def without_optimizers(content: dict[str, Any]) -> None:
+    del content["optimizers"]
+
+
+def of_another_shape(content: dict[str, Any]) -> None:
+    content["average"]["head.weight"] = torch.zeros(3)
+
+
+def beyond_the_end(content: dict[str, Any]) -> None:
+    content["iteration"] = 10**9
+
+
+def as_text(content: dict[str, Any]) -> None:
+    content["iteration"] = "5"
+
+
+def another_curve(content: dict[str, Any]) -> None:
+    content["curve"] = [1]
+
+
+@pytest.mark.parametrize(
+    "spoil", [without_optimizers, of_another_shape, beyond_the_end, as_text, another_curve]
+)
+def test_a_checkpoint_that_does_not_fit_counts_as_none(
+    data: Images, tmp_path: Path, spoil: Callable[[dict[str, Any]], None]
+) -> None:
+    straight = engine.train(job(), data, tmp_path)
+    content = torch.load(tmp_path / engine.NAME, weights_only=True)
+    content["iteration"] = 3
+    spoil(content)
+    torch.save(content, tmp_path / engine.NAME)
+    assert_equal(engine.train(job(), data, tmp_path).state, straight.state)
+
+
+@pytest.mark.parametrize("damage", [b"", b"no checkpoint", b"\x80\x02.", b"half"])
+def test_a_damaged_checkpoint_counts_as_none(data: Images, tmp_path: Path, damage: bytes) -> None:
     straight = engine.train(job(), data, tmp_path)
     whole = (tmp_path / engine.NAME).read_bytes()
-    for damaged in (b"", whole[: len(whole) // 2], b"no checkpoint"):
-        (tmp_path / engine.NAME).write_bytes(damaged)
-        assert_equal(engine.train(job(), data, tmp_path).state, straight.state)
+    (tmp_path / engine.NAME).write_bytes(whole[: len(whole) // 2] if damage == b"half" else damage)
+    assert_equal(engine.train(job(), data, tmp_path).state, straight.state)
 
 
 def test_a_malicious_checkpoint_is_not_executed(data: Images, tmp_path: Path) -> None:
@@ -226,11 +282,11 @@ def test_images_follow_from_weights_and_seed(data: Images) -> None:
     ours, labels = job("ham-nmf", {"rank": 4}), torch.arange(10)
     average = engine.start(ours).average
 
-    def images(*numbers: int) -> torch.Tensor:
-        return torch.cat([part for part, _ in engine.generate(ours, average, labels, *numbers)])
+    def images(*use: str) -> torch.Tensor:
+        return torch.cat([part for part, _ in engine.generate(ours, average, labels, *use)])
 
     assert torch.equal(images(), images())
-    assert not torch.equal(images(), images(1))
+    assert not torch.equal(images(), images("another use"))
 
 
 def test_a_generator_that_makes_nan_is_told() -> None:
@@ -246,7 +302,7 @@ def test_a_generator_that_makes_nan_is_told() -> None:
 
 def reach(block: str, **options: Any) -> tuple[float, float]:
     """How far the class moves the left and the right twin, at an open gate."""
-    with engine.seeded(0):
+    with seeded("test"):
         generator = Generator(TWINS.layout, block, options).eval()
     torch.nn.init.constant_(generator.slot.gate, 0.5)
     noise = torch.randn(4, TWINS.layout.latent)
@@ -277,6 +333,8 @@ def test_twins_are_of_one_class_and_not_the_same() -> None:
     for side in (left, right):
         assert [known[image.numpy().tobytes()] for image in side[::7]] == data.labels[::7].tolist()
     assert (left == right).flatten(1).all(1).float().mean() < 0.01
+    each_once = {image.numpy().tobytes() for image in left[::4]}
+    assert len(each_once) == len({image.numpy().tobytes() for image in single.images})
     assert data.digest == twins().digest
 
 

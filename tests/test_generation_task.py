@@ -44,7 +44,7 @@ def records(folder: Path) -> list[Record]:
 
 def test_blocks_get_the_ranks_of_both_slots_unless_others_are_typed() -> None:
     (cell,) = cells("imagenet", "ham-nmf")
-    assert dict(cell.options)["rank"], dict(cell.other)["rank"] == (32, 16)
+    assert (dict(cell.options)["rank"], dict(cell.other)["rank"]) == (32, 16)
     (cell,) = cells("imagenet", "ham-nmf[rank=24]")
     assert (dict(cell.options)["rank"], dict(cell.other)["rank"]) == (24, 24)
 
@@ -75,8 +75,15 @@ def test_every_cell_has_an_id_of_its_own(tmp_path: Path) -> None:
         (("digits", "--cue", "8"), "--cue: not for digits"),
         (("digits", "--inspect"), "--inspect: not for digits"),
         (("digits", "--scoring", "single"), "--scoring: not for digits"),
-        (("digits", "--save-reference", "x"), "--save-reference: not for training; it goes with --score"),
-        (("digits", "--score", "a", "b"), "--score: for imagenet"),
+        (("digits", "--save-reference", "x"), "--save-reference goes with --score"),
+        (("digits", "--score", "a", "b"), "--score: not for digits"),
+        (("digits", "--download"), "--download: not for digits"),
+        (("digits", "--weights", "x"), "--weights: not for digits"),
+        (("imagenet", "--score", "a", "b"), "--score: a is no folder"),
+        (("imagenet", "--score", "a", "b", "--preset", "x"), "--preset: not with --score"),
+        (("imagenet", "--score", "a", "b", "--seeds", "3"), "--seeds: not with --score"),
+        (("imagenet", "--estimate", "--speed"), "--estimate and --speed: one of them, please"),
+        (("digits", "--estimate", "--out", "x"), "--out: not with --estimate"),
         (("voc", "--preset", "demo", "--speed"), "--speed: not for voc"),
         (("voc", "--preset", "demo", "--batch", "4"), "--batch: not for voc"),
         (("voc", "--preset", "demo", "--download"), "--download: not for voc"),
@@ -213,7 +220,7 @@ def test_the_page_shows_scores_anchors_and_samples(trained: Path, tmp_path: Path
     assert "### digits (16x16): resgan on digits-16x16, 60 iterations" in text
     assert "| block | seeds | FID | seeds from - to | KID | IS |" in text
     assert "### Anchors: digits" in text
-    assert "the scores rank nothing" in text
+    assert "The scores rank nothing" in text
     assert "what is generated" in text
     assert {path.stem for path in (tmp_path / "figures").iterdir()} == {"scores-0", "predictions-0"}
 
@@ -301,7 +308,7 @@ def test_estimates_of_every_block_agree_with_their_closed_forms() -> None:
 
 
 def test_one_update_is_timed_with_each_block(tmp_path: Path) -> None:
-    result = command("digits", "--blocks", "none,ham-nmf", "--speed", "--out", tmp_path, "--seeds", "0,1")
+    result = command("digits", "--blocks", "none,ham-nmf", "--speed", "--out", tmp_path)
     assert result.exit_code == 0, result.output
     first, second = records(tmp_path)
     assert {first.kind, second.kind} == {"step"}
@@ -366,9 +373,9 @@ def test_two_folders_are_scored_in_inceptions_feature_space(
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
     assert found["scores"]["fid"] is None, "16 images for 2048 features"
-    assert found["count"] == 16
+    assert (found["count"], found["real_count"]) == (16, 16)
     assert found["extractor"].startswith("inception-v3-compat-")
-    assert found["scores"]["kid"] == pytest.approx(found["scores"]["kid"])
+    assert found["scores"]["kid"] != 0
     again = command("imagenet", "--score", folders[0], kept, "--weights", known, "--json")
     assert json.loads(again.stdout) == found
     shown = command("imagenet", "--score", folders[0], kept, "--weights", known)
@@ -376,24 +383,34 @@ def test_two_folders_are_scored_in_inceptions_feature_space(
     assert "half of the real images" in shown.stdout
 
 
-def test_scores_in_inceptions_feature_space_are_those_of_the_formulas(
+def test_scores_in_inceptions_feature_space_are_those_of_torch_fidelitys_own_pipeline(
     known: Path, folders: tuple[Path, Path]
 ) -> None:
-    """KID of features that torch-fidelity extracts itself, the same way."""
-    from torch_fidelity.metric_kid import kid_features_to_metric
+    """Features extracted and scored by its own loaders, from the same images."""
+    from torch_fidelity import calculate_metrics
 
+    from tasks.generation import scoring
     from tasks.generation.data import Listing
     from tasks.generation.judging import features_of, pictures
-    from tasks.generation.scoring import compare
 
     extractor = extractors.inception(known)
     ours = [features_of(pictures(Listing.of(folder)), extractor)[0] for folder in folders]
-    assert ours[0].values.shape == (16, 2048)
-    assert ours[0].logits.shape == (16, 1008)
-    direct: Any = kid_features_to_metric(
-        *(each.values for each in ours), kid_subsets=100, kid_subset_size=8, verbose=False
+    assert (ours[0].values.shape, ours[0].logits.shape) == ((16, 2048), (16, 1008))
+    theirs = calculate_metrics(
+        input1=str(folders[0]),
+        input2=str(folders[1]),
+        kid=True,
+        kid_subsets=scoring.KID_SUBSETS,
+        kid_subset_size=8,
+        samples_find_deep=True,
+        feature_extractor_weights_path=str(known),
+        batch_size=1,
+        cuda=False,
+        cache=False,
+        save_cpu_ram=True,
+        verbose=False,
     )
-    assert compare(*ours).kid == pytest.approx(direct["kernel_inception_distance_mean"], rel=1e-9)
+    assert scoring.compare(*ours).kid == pytest.approx(theirs["kernel_inception_distance_mean"], rel=1e-4)
 
 
 def test_a_gan_learns_a_folder_and_is_scored_by_inception(
@@ -421,7 +438,9 @@ def test_a_gan_learns_a_folder_and_is_scored_by_inception(
     assert "Too few images for a Frechet distance" in result.stdout
     assert record.reason is None
     shutil.rmtree(tmp_path / "data/imagenet/val/b")
-    assert "have other classes: 2 and 1" in command(*arguments).stderr
+    assert "differ in classes: b" in command(*arguments).stderr
+    shutil.rmtree(tmp_path / "data/imagenet/train")
+    assert "has val and no train" in command(*arguments).stderr
 
 
 @pytest.mark.parametrize(
@@ -475,8 +494,51 @@ def test_nan_in_a_generator_fails_its_cell_alone(tmp_path: Path, monkeypatch: py
     assert status["ham-nmf"] == ("error", "a loss is not finite after 1 iterations")
 
 
-def test_a_file_that_is_no_reference_is_refused_before_the_training(tmp_path: Path) -> None:
-    (tmp_path / "reference.npz").write_bytes(b"nothing")
-    result = command("digits", "--blocks", "none", "--reference", tmp_path / "reference.npz")
+def kept_reference(run: Path) -> Path:
+    (path,) = run.glob("data/*/reference-*.npz")
+    return path
+
+
+def test_a_saved_reference_serves(trained: Path, tmp_path: Path) -> None:
+    reference = ("--reference", kept_reference(trained))
+    result = command("digits", "--blocks", "none", "--iterations", 60, *reference, "--out", tmp_path)
+    assert result.exit_code == 0, result.output
+    (record,) = records(tmp_path)
+    (first,) = (record for record in records(trained) if record.block == "none")
+    assert record.fid == first.fid
+
+
+@pytest.mark.parametrize("preset", ["32x32", None])
+def test_a_reference_that_cannot_serve_is_refused_before_the_training(
+    trained: Path, tmp_path: Path, preset: str | None
+) -> None:
+    path = tmp_path / "reference.npz"
+    shutil.copy(kept_reference(trained), path)
+    if preset is None:
+        path.write_bytes(path.read_bytes()[:-5000])
+    arguments = ("--preset", preset) if preset else ()
+    result = command("digits", "--blocks", "none", "--reference", path, "--out", tmp_path / "run", *arguments)
     assert result.exit_code == 2
-    assert "holds no reference" in result.stderr
+    assert ("is of extractor" if preset else "holds no reference") in result.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_a_run_keeps_is_made_anew_where_it_is_damaged(trained: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    for path in run.glob("data/*/*"):
+        path.write_bytes(b"PK\x03\x04" + path.read_bytes()[: path.stat().st_size // 2])
+    assert command("digits", "--blocks", "none", "--iterations", 60, "--out", run, "--fresh").exit_code == 0
+    (first,) = (record for record in records(trained) if record.block == "none")
+    (again,) = (record for record in records(run) if record.block == "none")
+    assert again.fid == first.fid
+
+
+def test_a_place_for_a_reference_is_tried_before_the_images_are_scored(
+    folders: tuple[Path, Path], tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    for place, words in ((tmp_path, "is a folder"), (tmp_path / "file" / "x.npz", "cannot write to")):
+        result = command("imagenet", "--score", *folders, "--save-reference", place)
+        assert result.exit_code == 2
+        assert words in result.stderr

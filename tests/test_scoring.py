@@ -213,7 +213,7 @@ def test_a_reference_of_another_feature_space_is_refused(
     real: Images, extractor: Extractor, reference: Reference
 ) -> None:
     other = dataclasses.replace(extractor, name="another")
-    with pytest.raises(ValueError, match=r"extractor digits-cnn-.*, not another"):
+    with pytest.raises(ValueError, match=r"extractor digits-cnn-.* not another"):
         assess(in_batches(real.images, real.labels), other, reference)
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
+import tempfile
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from ctxbench.cli.options import RUNS, WHERE, FiniteRange, data_root_option, executor_option, run_options
 from ctxbench.cli.program import OK, main
@@ -27,11 +29,26 @@ from ctxbench.cli.steps import (
     shown,
     train_all,
 )
-from ctxbench.errors import UsageError
+from ctxbench.errors import RunError, UsageError
 
 if TYPE_CHECKING:
     from ctxbench.measure import Settings
     from ctxbench.record import Record
+    from ctxbench.taskcell import TaskCell
+    from tasks.generation.scoring import Assessment
+
+MODES = ("estimate", "score", "speed")  # what is done instead of training
+FOLDER_TASK = "imagenet"  # whose images may be any
+AXES = (
+    *("models", "seeds", "cues", "iterations", "batch", "scoring", "dtypes"),
+    *("data_root", "checkpoint", "backbone", "reference"),
+)
+ONLY_TRAINED = ("timeout", "inspect", "reference", "checkpoint", "backbone", "weights", "download")
+MEANINGLESS = {  # parameters that a mode does not heed
+    "score": ("specs", "preset", "shard", "out", "fresh", "executor", *AXES, "timeout"),
+    "speed": (*ONLY_TRAINED[1:], "iterations", "seeds"),
+    "estimate": ("out", "fresh", *ONLY_TRAINED[:4], "weights", "download"),
+}
 
 
 @main.command("task")
@@ -89,34 +106,7 @@ if TYPE_CHECKING:
 @click.option("--download", is_flag=True, help="Fetch Inception's weights if they are not here (96 MB).")
 @executor_option()
 @run_options
-def task_command(
-    *,
-    name: str,
-    specs: tuple[str, ...],
-    preset: str | None,
-    data_root: Path,
-    checkpoint: Path | None,
-    backbone: Path | None,
-    reference: Path | None,
-    device: str,
-    threads: int,
-    timeout: float | None,
-    estimate: bool,
-    inspect: bool,
-    speed: bool,
-    score: tuple[Path, Path] | None,
-    save_reference: Path | None,
-    weights: Path | None,
-    download: bool,
-    executor: str,
-    shard: str | None,
-    out: Path | None,
-    fresh: bool,
-    dry_run: bool,
-    as_json: bool,
-    plugins: tuple[Path, ...],
-    **axes: Any,
-) -> int:
+def task_command(**given: Any) -> int:
     """Train networks that differ in the block alone, and score them.
 
     \b
@@ -131,84 +121,178 @@ def task_command(
 
     digits and twins bring their data along.
     """
-    prepare_torch(executor if not (dry_run or estimate) else None)
-    from ctxbench import taskgrid, together, training
-    from ctxbench.generation import GenerationGrid, find_weights
-    from ctxbench.measure import Settings
-    from ctxbench.runner import Run
-    from ctxbench.spec import share
-    from ctxbench.store import RunStore
-    from ctxbench.updates import cells_of
+    asked = Asked(**given)
+    runs_nothing = asked.dry_run or asked.estimate or asked.score
+    prepare_torch()
+    asked.refuse_misplaced()
+    prepare_torch(None if runs_nothing else asked.executor)
+    load_plugins(asked.plugins)
+    if asked.score:
+        compare_folders(asked)
+        return OK
+    plan = asked.plan()
+    if asked.estimate:
+        print_networks(plan.cells, asked.as_json)
+        return OK
+    if asked.dry_run:
+        print_plan(plan.cells, asked.as_json)
+        return OK
+    return time_updates(asked, plan) if asked.speed else train_networks(asked, plan)
 
-    load_plugins(plugins)
-    device = choose_device(device)
-    count = together.count_processes()
-    axes |= {"device": device, "data_root": data_root, "checkpoint": checkpoint, "backbone": backbone}
-    axes |= {"processes": count, "reference": reference}
-    grid = taskgrid.make_grid(name, preset, ",".join(specs) if specs else None, **axes)
-    generates = isinstance(grid, GenerationGrid)
-    judging = {"--weights": weights, "--download": download, "--score": score, "--speed": speed}
-    refuse_misplaced(name, judging if not generates else {"--inspect": inspect})
-    fetches = generates and download and not dry_run
-    found = find_weights(weights, fetches, lambda text: click.echo(text, err=True)) if generates else None
-    if score is not None:
-        assert found is not None
-        if dry_run:
-            click.echo(f"scores {score[0]} against {score[1]}")
-        else:
-            score_folders(name, score, found, device=device, keep=save_reference, as_json=as_json)
-        return OK
-    refuse_misplaced("training; it goes with --score", {"--save-reference": save_reference})
-    plan = grid.cells()
-    cells = plan if shard is None else share(plan, shard)
-    if not cells:
-        raise UsageError(f"--shard {shard}: the plan has too few cells to be divided so often")
-    folder = (out or RUNS / default_name(plan, threads, f"{name}-speed" if speed else name)).absolute()
-    settings = Settings(
-        threads=threads,
-        timeout_s=timeout or math.inf,
-        plugins=tuple(path.resolve() for path in plugins),
-        folder=folder,
-        data_root=data_root.absolute(),
-        checkpoint=checkpoint and checkpoint.absolute(),
-        backbone=backbone and backbone.absolute(),
-        weights=found and found.absolute(),
-        reference=reference and reference.absolute(),
-        together=count > 1,
-    )
-    if estimate:
-        print_networks(cells, as_json)
-        return OK
-    timed = cells_of(cells) if speed else []
-    if dry_run:
-        print_plan(timed or cells, as_json)
-        return OK
-    if timed:
-        run = Run(timed, RunStore.create(folder), device, settings, WHERE[executor], fresh)
-        return print_outcome(execute(run), folder, as_json)
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be done.
+
+    Attributes:
+        cells: here; `ids`: of these and of those that other shards do.
+        folder: of the run.
+    """
+
+    cells: list[Any]
+    ids: list[str]
+    folder: Path
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What was typed; see the options of the command."""
+
+    name: str
+    specs: tuple[str, ...]
+    preset: str | None
+    models: str | None
+    seeds: str
+    cues: str | None
+    iterations: int | None
+    batch: int | None
+    scoring: str | None
+    dtypes: str
+    data_root: Path
+    checkpoint: Path | None
+    backbone: Path | None
+    timeout: float | None
+    estimate: bool
+    inspect: bool
+    speed: bool
+    score: tuple[Path, Path] | None
+    save_reference: Path | None
+    reference: Path | None
+    weights: Path | None
+    download: bool
+    executor: str
+    device: str
+    threads: int
+    shard: str | None
+    out: Path | None
+    fresh: bool
+    dry_run: bool
+    as_json: bool
+    plugins: tuple[Path, ...]
+
+    def refuse_misplaced(self) -> None:
+        """Whether an option was given that means nothing here.
+
+        Raises:
+            UsageError: naming it.
+        """
+        from ctxbench.taskgrid import is_generation
+
+        generates, by_inception = is_generation(self.name), self.name == FOLDER_TASK
+        meaningless = {
+            "--inspect": self.inspect and generates,
+            "--speed": self.speed and not generates,
+            "--score": self.score and not by_inception,
+            "--weights": self.weights and not by_inception,
+            "--download": self.download and not by_inception,
+        }
+        if wrong := [option for option, given in meaningless.items() if given]:
+            raise UsageError(f"{', '.join(wrong)}: not for {self.name}")
+        if self.save_reference and not self.score:
+            raise UsageError("--save-reference goes with --score IMAGES REAL, and keeps what REAL holds")
+        modes = [name for name in MODES if getattr(self, name)]
+        if len(modes) > 1:
+            raise UsageError(f"--{modes[0]} and --{modes[1]}: one of them, please")
+        context = click.get_current_context()
+        for name in context.params if modes else ():
+            typed = context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+            if typed and name in MEANINGLESS.get(modes[0], ()):
+                option = next(it for it in context.command.params if it.name == name).opts[0]
+                raise UsageError(f"{option}: not with --{modes[0]}")
+
+    def plan(self) -> Plan:
+        """The cells.
+
+        Raises:
+            UsageError: for whatever is not known or cannot be read.
+        """
+        from ctxbench import taskgrid, together
+        from ctxbench.spec import share
+        from ctxbench.updates import cells_of
+
+        axes = {name: getattr(self, name) for name in AXES}
+        axes |= {"device": choose_device(self.device), "processes": together.count_processes()}
+        specs = ",".join(self.specs) if self.specs else None
+        whole: Any = taskgrid.make_grid(self.name, self.preset, specs, **axes).cells()
+        if self.speed:
+            whole = cells_of(whole)
+        cells = whole if self.shard is None else share(whole, self.shard)
+        if not cells:
+            raise UsageError(f"--shard {self.shard}: the plan has too few cells to be divided so often")
+        name = default_name(whole, self.threads, f"{self.name}-speed" if self.speed else self.name)
+        return Plan(cells, [cell.id for cell in whole], (self.out or RUNS / name).absolute())
+
+    def settings(self, folder: Path) -> Settings:
+        from ctxbench.measure import Settings
+
+        return Settings(
+            threads=self.threads,
+            timeout_s=self.timeout or math.inf,
+            plugins=tuple(path.resolve() for path in self.plugins),
+            folder=folder,
+            data_root=self.data_root.absolute(),
+            checkpoint=self.checkpoint and self.checkpoint.absolute(),
+            backbone=self.backbone and self.backbone.absolute(),
+            weights=self.weights and self.weights.absolute(),
+            reference=self.reference and self.reference.absolute(),
+        )
+
+
+def train_networks(asked: Asked, plan: Plan) -> int:
+    """Train and score all cells."""
+    from ctxbench import together, training
+
+    cells: list[TaskCell] = plan.cells
     for cell in cells:
-        if missing := cell.missing(data_root):
+        if missing := cell.missing(asked.data_root):
             raise UsageError(missing)
-    if count > 1 and timeout is not None:
+    together_, device = cells[0].processes > 1, cells[0].device
+    if together_ and asked.timeout is not None:
         raise UsageError("--timeout is for a single process; several cannot do without one of them")
-    settings = dataclasses.replace(settings, rank=together.join_others(device))
-    training.check_weights(cells, settings)
-    records = train_all(cells, [cell.id for cell in plan], device, settings, WHERE[executor], fresh)
+    settings = replace(asked.settings(plan.folder), together=together_, rank=together.join_others(device))
+    if settings.rank == 0:
+        if asked.download:
+            find_weights(True)
+        training.check_weights(cells, settings)
+    records = train_all(cells, plan.ids, device, settings, WHERE[asked.executor], asked.fresh)
     if settings.rank > 0:
         return OK
-    if inspect:
+    if asked.inspect:
         inspect_all(cells, settings)
-    return print_outcome(records, folder, as_json)
+    return print_outcome(records, plan.folder, asked.as_json)
 
 
-def refuse_misplaced(where: str, options: dict[str, Any]) -> None:
-    """Whether an option was given that means nothing here.
+def time_updates(asked: Asked, plan: Plan) -> int:
+    """Time one update of both networks with each block, side by side."""
+    from ctxbench.runner import Run
+    from ctxbench.store import RunStore
 
-    Raises:
-        UsageError: naming them.
-    """
-    if wrong := [option for option, given in options.items() if given]:
-        raise UsageError(f"{', '.join(wrong)}: not for {where}")
+    device, settings = plan.cells[0].device, asked.settings(plan.folder)
+    if plan.cells[0].processes > 1:
+        raise UsageError("--speed is for a single process; several would disturb one another")
+    store, where = RunStore.create(plan.folder), WHERE[asked.executor]
+    records = execute(Run(plan.cells, store, device, settings, where, asked.fresh, plan.ids))
+    return print_outcome(records, plan.folder, asked.as_json)
 
 
 def inspect_all(cells: list[Any], settings: Settings) -> None:
@@ -227,33 +311,76 @@ def print_outcome(records: list[Record], folder: Path, as_json: bool) -> int:
     return exit_code(records)
 
 
-def score_folders(
-    name: str, folders: tuple[Path, Path], weights: Path, *, device: str, keep: Path | None, as_json: bool
-) -> None:
-    """Score one folder of images against another."""
+def find_weights(download: bool) -> Path:
+    """The place of Inception's weights, to which they are fetched if that was asked for."""
     from ctxbench import generation
+
+    return generation.find_weights(download, lambda text: click.echo(text, err=True))
+
+
+def compare_folders(asked: Asked) -> None:
+    """Score one folder of images against another, and keep what the other one holds if that was asked for."""
+    from ctxbench import generation
+    from ctxbench.taskgrid import make_grid
+
+    assert asked.score is not None
+    images, real = asked.score
+    make_grid(asked.name, None, None)  # whether the packages are there
+    if asked.dry_run:
+        words = f"scores {images} against {real}"
+        click.echo(json.dumps({"scores": str(images), "against": str(real)}) if asked.as_json else words)
+        return
+    if asked.save_reference is not None:
+        check_place(asked.save_reference, real)
+    weights = asked.weights or find_weights(asked.download)
+    found, reference = generation.compare_folders(images, real, weights, choose_device(asked.device))
+    print_comparison(f"{images} against {real}", found, reference.extractor, asked.as_json)
+    if asked.save_reference is not None:
+        try:
+            reference.save(asked.save_reference)
+        except OSError as error:
+            raise RunError(
+                f"--save-reference: cannot write {asked.save_reference}: {error.strerror}"
+            ) from None
+
+
+def check_place(path: Path, real: Path) -> None:
+    """Whether the features of `real` can be kept there, before they are worked out."""
+    if real.is_file():
+        raise UsageError(f"--save-reference: {real} is a saved reference already")
+    if path.is_dir():
+        raise UsageError(f"--save-reference: {path} is a folder")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise UsageError(f"--save-reference: cannot write to {path.parent}: {error.strerror}") from None
+
+
+def print_comparison(title: str, found: Assessment, extractor: str, as_json: bool) -> None:
+    """The scores of one folder of images, beside their anchors."""
     from ctxbench.console import print_tables
     from ctxbench.scores import anchors_table
 
-    if name != "imagenet":
-        raise UsageError(f"--score: for imagenet, whose extractor takes any images; not for {name}")
-    found, extractor = generation.score_folders(*folders, weights, device, keep)
     about = {
         "count": found.count,
+        "real_count": found.real_count,
         "extractor": extractor,
         "relative_spread": found.relative_spread,
         "collapsed": found.collapsed,
     }
-    scores, anchors = dataclasses.asdict(found.scores), found.anchors.to_dict()
+    scores, anchors = asdict(found.scores), found.anchors.to_dict()
     if as_json:
         click.echo(json.dumps(about | {"scores": scores, "anchors": anchors}, indent=1, allow_nan=False))
         return
-    table = anchors_table(
-        f"{folders[0]} against {folders[1]}", anchors, ((f"scored ({found.count:,})", scores),)
-    )
+    scored = f"{found.count:,} images against {found.real_count:,} real ones"
+    table = anchors_table(title, anchors, ((scored, scores),))
     table.notes.append(f"Feature space: {extractor}.")
+    if found.count != found.real_count:
+        table.notes.append("The anchors are of other numbers of images: distances hang on these.")
     if found.scores.fid is None:
         table.notes.append("Too few images for a Frechet distance: two for each of the features at least.")
     if found.collapsed:
-        table.notes.append(f"Collapsed: {found.collapsed}.")
+        table.notes.append(f"{found.collapsed[0].upper()}{found.collapsed[1:]}.")
     print_tables([table])

@@ -7,12 +7,12 @@ it is ignored. A file with "generator" alone serves where nothing is trained.
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from tasks.files import UnreadableError, read_weights
 from tasks.generation.training import NETWORKS, Job, start
 
 NAMED = 3
@@ -29,12 +29,10 @@ def load(path: Path, job: Job) -> dict[str, dict[str, Tensor]]:
         CheckpointError: if the file is no such dictionary, or weights are missing, too many or of other shapes.
     """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from None
-    except (RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError):
-        raise CheckpointError(f"{path} is no file of weights that can be loaded safely") from None
-    if not isinstance(content, dict) or not isinstance(content.get("generator"), dict):
+        content = read_weights(path)
+    except UnreadableError as error:
+        raise CheckpointError(str(error)) from None
+    if not isinstance(content.get("generator"), dict):
         raise CheckpointError(f"{path} holds no 'generator'")
     state = start(job)
     content.setdefault("average", content["generator"])
@@ -67,6 +65,7 @@ def checked(path: Path, name: str, given: object, wanted: dict[str, Tensor]) -> 
 def fits(value: object, wanted: Tensor) -> bool:
     return (
         isinstance(value, Tensor)
+        and (value.layout, value.device.type) == (torch.strided, "cpu")
         and value.shape == wanted.shape
         and value.dtype == wanted.dtype
         and bool(value.isfinite().all())

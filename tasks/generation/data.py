@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import os
-import secrets
+import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 
@@ -17,10 +20,16 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from tasks.files import replacing
+
+FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF")
 ENDINGS = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff"}
 NAMED = 3  # files that a message names
 PART = 1024  # images decoded before their bytes are written
 TWIN, GAP, PAIRINGS = 8, 16, 4  # side of a twin and pixels between two; how often each digit is a left twin
+
+
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 class DataError(ValueError):
@@ -58,12 +67,12 @@ def digits(size: int) -> Images:
 
 
 def twins() -> Images:
-    """Two digits of one class, far apart, (N, 1, 8, 32): each digit beside others of its class."""
+    """Two digits of one class, far apart, (N, 1, 8, 32): each digit is the left one of four in a row."""
     single = digits(TWIN)
     random = torch.Generator().manual_seed(0)
     found, labels = [], []
     for label in range(10):
-        left = single.images[single.labels == label].repeat(PAIRINGS, 1, 1, 1)
+        left = single.images[single.labels == label].repeat_interleave(PAIRINGS, 0)
         right = left[torch.randperm(len(left), generator=random)]
         found.append(torch.cat((left, left.new_zeros(len(left), 1, TWIN, GAP), right), 3))
         labels.append(torch.full((len(left),), label))
@@ -98,11 +107,7 @@ class Listing:
         """
         if not folder.is_dir():
             raise DataError(f"{folder} is no folder")
-        paths = sorted(
-            path.relative_to(folder)
-            for path in folder.rglob("*")
-            if path.suffix.lower() in ENDINGS and not path.name.startswith(".") and path.is_file()
-        )
+        paths = sorted(images_below(folder))
         if not paths:
             raise DataError(f"{folder} holds no images ({', '.join(sorted(ENDINGS))})")
         names = [path.parts[0] if len(path.parts) > 1 else "" for path in paths]
@@ -115,7 +120,7 @@ class Listing:
         numbers = {name: number for number, name in enumerate(classes)}
         return cls(folder, paths, [numbers[name] for name in names], classes)
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """Changes with names, classes and lengths of the files, and with when they were written."""
         digest = hashlib.sha256()
@@ -132,27 +137,41 @@ class Listing:
         """
         height, width = size
         path = cache / f"images-{self.digest}-{height}x{width}.npy"
-        if not path.exists():
+        kept = self.kept(path, size)
+        if kept is None:
             cache.mkdir(parents=True, exist_ok=True)
-            partial = path.with_name(f"{path.name}.tmp-{secrets.token_hex(4)}")
-            try:
-                self.decode(size, partial)
-                partial.replace(path)
-            finally:
-                partial.unlink(missing_ok=True)
-        kept = np.load(path, mmap_mode="c", allow_pickle=False)
+            with path.with_suffix(".lock").open("w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)  # whoever else wants them waits, and finds them here
+                kept = self.kept(path, size)
+                if kept is None:
+                    for left in cache.glob(f"{path.name}.tmp-*"):  # by one that was killed
+                        left.unlink(missing_ok=True)
+                    with replacing(path) as partial:
+                        self.decode(size, partial)
+                    kept = np.load(path, mmap_mode="c", allow_pickle=False)
         return Images(torch.from_numpy(kept), torch.tensor(self.labels), self.digest)
+
+    def kept(self, path: Path, size: tuple[int, int]) -> np.ndarray | None:
+        """What the file holds, if it is these images."""
+        try:
+            found = np.load(path, mmap_mode="c", allow_pickle=False)
+        except (OSError, ValueError, EOFError):
+            return None
+        whole = found.dtype == np.uint8 and found.shape == (len(self.paths), 3, *size)
+        return found if whole else None
 
     def decode(self, size: tuple[int, int], path: Path) -> None:
         """Write all images into one file, a part at a time."""
         target = np.lib.format.open_memmap(path, "w+", np.uint8, (len(self.paths), 3, *size))
+        with path.open("r+b") as file:  # a disk that fills up while pages are written would kill the process
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
         bad: list[Path] = []
 
         def decoded(number: int) -> None:
             try:
-                with Image.open(self.folder / self.paths[number]) as image:
-                    target[number] = cropped(image.convert("RGB"), size)
-            except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+                with opened(self.folder / self.paths[number]) as image:
+                    target[number] = cropped(image, size)
+            except UndecodableError:
                 bad.append(self.paths[number])
 
         with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -160,7 +179,9 @@ class Listing:
             while part := list(islice(numbers, PART)):
                 list(pool.map(decoded, part))
         target.flush()
-        refuse(self.folder, bad, len(self.paths))
+        if bad:
+            names = ", ".join(map(str, sorted(bad)[:NAMED])) + (", …" if len(bad) > NAMED else "")
+            raise DataError(f"{self.folder}: {len(bad)} of {len(self.paths)} images cannot be read: {names}")
 
     def pictures(self) -> Iterator[Tensor]:
         """Each image as it is, (1, 3, H, W), uint8.
@@ -170,17 +191,44 @@ class Listing:
         """
         for path in self.paths:
             try:
-                with Image.open(self.folder / path) as image:
-                    array = np.array(image.convert("RGB"))
-            except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-                refuse(self.folder, [path], len(self.paths))
+                with opened(self.folder / path) as image:
+                    array = np.array(image)
+            except UndecodableError:
+                raise DataError(f"{self.folder}: {path} cannot be read as an image") from None
             yield torch.from_numpy(array).permute(2, 0, 1)[None]
 
 
-def refuse(folder: Path, bad: list[Path], count: int) -> None:
-    if bad:
-        names = ", ".join(map(str, sorted(bad)[:NAMED])) + (", …" if len(bad) > NAMED else "")
-        raise DataError(f"{folder}: {len(bad)} of {count} images cannot be read: {names}")
+def images_below(folder: Path) -> Iterator[Path]:
+    """The images at any depth, relative to the folder; links to folders are followed, each folder once."""
+    seen = set()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        about = Path(place).stat()
+        if (about.st_dev, about.st_ino) in seen:
+            folders.clear()
+            continue
+        seen.add((about.st_dev, about.st_ino))
+        for name in names:
+            path = Path(place, name)
+            if path.suffix.lower() in ENDINGS and not name.startswith(".") and path.is_file():
+                yield path.relative_to(folder)
+
+
+class UndecodableError(ValueError):
+    """A file that is no image of the formats that are read."""
+
+
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[Image.Image]:
+    """An image as RGB; of 16 bits the upper eight."""
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            found: Image.Image = image
+            if image.mode.startswith("I"):
+                found = Image.fromarray((np.asarray(image) / 256).clip(0, 255).astype(np.uint8))
+            found = found.convert("RGB")
+    except Exception as error:  # decoders raise whatever they like
+        raise UndecodableError(str(path)) from error
+    yield found
 
 
 def cropped(image: Image.Image, size: tuple[int, int]) -> np.ndarray:

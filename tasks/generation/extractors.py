@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import pickle
-import secrets
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tasks.files import UnreadableError, read_weights, replacing
 from tasks.generation.data import Images
+from tasks.generation.randomness import seeded
 from tasks.generation.scoring import Features
-from tasks.generation.training import seeded
 
 BATCH = 256
 # The weights of the TensorFlow Inception of 2015 as torch-fidelity publishes them: 96 MB.
@@ -81,6 +80,7 @@ def inception_place() -> Path:
     return Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION_URL.rsplit("/", 1)[-1]
 
 
+@cache
 def inception(path: Path, device: str = "cpu") -> Extractor:
     """torch-fidelity's Inception V3 with 2048 features, of images of any size, which it resizes as TensorFlow 1.
 
@@ -88,6 +88,8 @@ def inception(path: Path, device: str = "cpu") -> Extractor:
         WeightsError: if the file cannot be read, or does not hold the published weights.
     """
     try:
+        if path.exists() and not path.is_file():
+            raise WeightsError(f"{path} is no regular file")
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
@@ -105,25 +107,28 @@ def inception(path: Path, device: str = "cpu") -> Extractor:
     return Extractor(network.to(device), f"inception-v3-compat-{digest[:12]}", False, device)
 
 
-def digits_extractor(data: Images, folder: Path) -> Extractor:
-    """The one that the folder keeps, or a new one, trained on these images; equal images give equal weights."""
-    path = folder / f"digits-{data.digest}.pt"
+def digits_extractor(data: Images, folder: Path | None) -> Extractor:
+    """The one that the folder keeps, or a new one, trained on these images; equal images give equal weights.
+
+    Args:
+        folder: of this version of the code, as what it keeps is not trained again; None: keep nothing.
+    """
+    path = folder and folder / f"digits-{data.digest}.pt"
     network = DigitsNet()
-    if not loaded(network, path):
-        with seeded(0):
+    if path is None or not loaded(network, path):
+        with seeded("extractor"):
             network = fitted(data)
-        folder.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f"{path.name}.tmp-{secrets.token_hex(4)}")
-        torch.save(network.state_dict(), partial)
-        os.replace(partial, path)
+        if path is not None:
+            with replacing(path) as partial:
+                torch.save(network.state_dict(), partial)
     return Extractor(network.eval().requires_grad_(False), f"digits-cnn-{digest_of(network)}", True)
 
 
 def loaded(network: nn.Module, path: Path) -> bool:
     """Whether the file is there, whole, and its weights are now the network's."""
     try:
-        network.load_state_dict(torch.load(path, weights_only=True))
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError):
+        network.load_state_dict(read_weights(path))
+    except (UnreadableError, RuntimeError):
         return False
     return True
 

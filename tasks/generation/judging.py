@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-import os
-import secrets
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from tasks.files import replacing
 from tasks.generation.data import DataError, Listing, halves
 from tasks.generation.extractors import Extractor
 from tasks.generation.scoring import (
+    FEWEST,
     Anchors,
     Assessment,
     Features,
@@ -27,6 +29,7 @@ from tasks.generation.scoring import (
 )
 
 BATCH = 64
+LARGEST = 299  # pixels: Inception sees no more
 Batches = Iterable[tuple[Tensor, Tensor]]  # images (B, C, H, W), uint8, and their classes (B,)
 
 
@@ -63,20 +66,14 @@ class Reference:
 
     def save(self, path: Path) -> None:
         """Write all of it as one NumPy archive without pickles, whole or not at all."""
-        partial = path.with_name(f"{path.name}.tmp-{secrets.token_hex(4)}")
         about = {"anchors": self.known.to_dict(), "extractor": self.extractor, "digest": self.digest}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with partial.open("wb") as file:
-                np.savez(
-                    file,
-                    features=self.features.numpy(),
-                    labels=self.labels.numpy(),
-                    about=np.array(json.dumps(about)),
-                )
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
+        with replacing(path) as partial, partial.open("wb") as file:
+            np.savez(
+                file,
+                features=self.features.numpy(),
+                labels=self.labels.numpy(),
+                about=np.array(json.dumps(about)),
+            )
 
     @classmethod
     def load(cls, path: Path) -> Reference:
@@ -91,36 +88,66 @@ class Reference:
                 features, labels = (torch.from_numpy(content[name]) for name in ("features", "labels"))
             known = Anchors.from_dict(about["anchors"])
             names = str(about["extractor"]), str(about["digest"])
-        except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
-            raise DataError(f"{path} holds no reference that was saved here: {error}") from None
-        if features.ndim != 2 or labels.shape != features.shape[:1]:
-            raise DataError(
-                f"{path} holds no reference that was saved here: shapes {features.shape}, {labels.shape}"
+        except Exception as error:  # a damaged archive may raise anything
+            raise DataError(f"{path} holds no reference that was saved here: {first_words(error)}") from None
+        found = cls(features, labels, known, *names)
+        if not found.is_sound():
+            raise DataError(f"{path} holds no reference that was saved here: features or labels do not fit")
+        return found
+
+    def is_sound(self) -> bool:
+        """Whether features and labels can be those of images."""
+        return (
+            self.features.ndim == 2
+            and self.features.dtype == torch.float32
+            and bool(self.features.isfinite().all())
+            and self.labels.shape == self.features.shape[:1]
+            and self.labels.dtype == torch.long
+            and len(self.labels) >= 2 * FEWEST
+            and int(self.labels.min()) >= 0
+        )
+
+    def require(self, extractor: str, width: int) -> None:
+        """Whether it is of this feature space.
+
+        Raises:
+            ValueError: naming both.
+        """
+        if (self.extractor, self.features.shape[1]) != (extractor, width):
+            raise ValueError(
+                f"the reference is of extractor {self.extractor} ({self.features.shape[1]} features), not {extractor} "
+                f"({width})"
             )
-        return cls(features, labels.long(), known, *names)
 
 
 class ClassMeans:
-    """Sums up images while they pass, and gives the mean image of each class."""
+    """Sums up images while they pass, and gives the mean image of each class.
+
+    They are summed at the size of the first one, of at most LARGEST pixels a side; others are resized.
+    """
 
     def __init__(self) -> None:
-        self.sums: dict[tuple[int, torch.Size], Tensor] = {}
-        self.counts: dict[tuple[int, torch.Size], int] = {}
+        self.size: tuple[int, int] | None = None
+        self.sums: dict[int, Tensor] = {}
+        self.counts: dict[int, int] = {}
 
     def watching(self, batches: Batches) -> Iterator[tuple[Tensor, Tensor]]:
         for images, labels in batches:
+            height, width = images.shape[2:]
+            self.size = self.size or (min(height, LARGEST), min(width, LARGEST))
+            resized = images.float()
+            if (height, width) != self.size:
+                resized = F.interpolate(resized, self.size, mode="bilinear", antialias=True)
             for label in labels.unique().tolist():
-                own = images[labels == label].double()
-                key = (label, own.shape[1:])
-                self.sums[key] = self.sums.get(key, 0) + own.sum(0)
-                self.counts[key] = self.counts.get(key, 0) + len(own)
+                own = resized[labels == label]
+                self.sums[label] = self.sums.get(label, 0.0) + own.sum(0)
+                self.counts[label] = self.counts.get(label, 0) + len(own)
             yield images, labels
 
     def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """One image for each class; where a class has images of several sizes, of the one that most have."""
-        for label in sorted({label for label, _ in self.sums}):
-            key = max((key for key in self.sums if key[0] == label), key=lambda key: self.counts[key])
-            mean = (self.sums[key] / self.counts[key]).round().to(torch.uint8)
+        """One image for each class."""
+        for label, total in sorted(self.sums.items()):
+            mean = (total / self.counts[label]).round().clamp(0, 255).to(torch.uint8)
             yield mean[None], torch.tensor([label])
 
 
@@ -142,9 +169,11 @@ def in_batches(images: Tensor, labels: Tensor) -> Iterator[tuple[Tensor, Tensor]
 
 
 def pictures(listing: Listing) -> Iterator[tuple[Tensor, Tensor]]:
-    """A folder's images one by one, as they are, whatever their sizes."""
-    for image, label in zip(listing.pictures(), listing.labels, strict=True):
-        yield image, torch.tensor([label])
+    """A folder's images as they are, as many at once as follow one another in one size."""
+    labelled = zip(listing.pictures(), listing.labels, strict=True)
+    for _, alike in itertools.groupby(labelled, key=lambda it: it[0].shape):
+        while part := list(itertools.islice(alike, BATCH)):
+            yield torch.cat([image for image, _ in part]), torch.tensor([label for _, label in part])
 
 
 def assess(batches: Batches, extractor: Extractor, reference: Reference, twins: bool = False) -> Assessment:
@@ -153,9 +182,8 @@ def assess(batches: Batches, extractor: Extractor, reference: Reference, twins: 
     Raises:
         ValueError: for too few images, features that are not finite, or a reference of another feature space.
     """
-    if reference.extractor != extractor.name:
-        raise ValueError(f"the reference is of extractor {reference.extractor}, not {extractor.name}")
     features, asked = features_of(batches, extractor, twins)
+    reference.require(extractor.name, features.values.shape[1])
     agreed = None
     if twins:
         left, right = features.logits.argmax(1).chunk(2)
@@ -169,4 +197,9 @@ def assess(batches: Batches, extractor: Extractor, reference: Reference, twins: 
         within_classes(features, asked) if same_classes else None,
         agreed,
         len(asked) // (2 if twins else 1),
+        len(reference.labels) // (2 if twins else 1),
     )
+
+
+def first_words(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

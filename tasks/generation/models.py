@@ -1,8 +1,11 @@
 """Class-conditional residual GANs (SAGAN, HamGAN) whose generator and discriminator have a slot for a block.
 
 Both follow the description of HamGAN, whose trunk is that of SAGAN: spectral normalisation, conditional
-batch normalisation, a projection discriminator with sum pooling. The slot adds what the block adds to its
+batch normalisation, a projection discriminator with sum pooling. The slot adds the block's branch to its
 input, times a gate that starts at zero: at the start, and with `none` at all times, the trunk is alone.
+
+What differs from HamGAN, as the slot takes any block: a block's own normalisation in the generator's slot is
+plain batch normalisation, not conditional, and its first convolution may have a bias.
 """
 
 from __future__ import annotations
@@ -34,7 +37,7 @@ class Layout:
         slots: behind how many blocks the slot is, in the generator and in the discriminator.
         start: height and width of the generator's first map.
         halvings: how many blocks of the discriminator halve the size, from the first.
-        generator_norm: whether the generator is spectrally normalised too.
+        generator_norm: whether the generator is spectrally normalised too, and both are drawn as HamGAN's.
         eps, momentum: of batch normalisation.
         divided: whether each half of the first map has noise of its own, and the left one alone is told
             the class. Then normalisation does not depend on the class either.
@@ -101,6 +104,19 @@ def normalised(module: nn.Module, exact: bool = False) -> nn.Module:
     return module
 
 
+def initialised(module: nn.Module) -> nn.Module:
+    """Draw weights as HamGAN does: Glorot's uniform distribution, biases zero.
+
+    The norm then acts from the start: most largest singular values are above one.
+    """
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear | nn.Embedding):
+            nn.init.xavier_uniform_(layer.weight)
+        if isinstance(layer, nn.Conv2d | nn.Linear) and layer.bias is not None:
+            nn.init.zeros_(layer.bias)
+    return module
+
+
 class ConditionalNorm(nn.Module):
     """Batch normalisation with a scale and a shift for each class."""
 
@@ -119,7 +135,10 @@ class ConditionalNorm(nn.Module):
 
 
 class Slot(nn.Module):
-    """x + gate (block(x) - x), with a gate that starts at zero: (B, C, H, W) -> (B, C, H, W).
+    """x + gate * branch(x), with a gate that starts at zero: (B, C, H, W) -> (B, C, H, W).
+
+    An activation that a block has behind its sum is left out, as HamGAN does: blocks without one would
+    otherwise be compared with more than context.
 
     Gates of the block's own that start at zero are opened: of two closed gates in a row neither would ever
     get a gradient.
@@ -143,7 +162,7 @@ class Slot(nn.Module):
         self.gate = nn.Parameter(torch.zeros(()))
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.lerp(x, self.block(x), self.gate)
+        return x + self.gate * self.block.branch(x).to(x.dtype)
 
 
 class Stem(nn.Module):
@@ -209,7 +228,7 @@ class Generator(nn.Module):
         self.head = nn.Conv2d(widths[-1], layout.channels, 3, padding=1)
         if layout.generator_norm:
             for part in (self.stem, self.head, *convolutions(self.layers)):
-                normalised(part)
+                normalised(initialised(part))
         self.depth = layout.slots[0]
         self.slot = Slot(block, layout.slot_widths[0], options, layout.generator_norm)
 
@@ -261,7 +280,7 @@ class Discriminator(nn.Module):
         self.head = nn.Linear(widths[-1], 1)
         self.embedding = nn.Embedding(layout.classes, widths[-1])
         for part in (self.head, self.embedding, *convolutions(self.layers)):
-            normalised(part)
+            normalised(initialised(part) if layout.generator_norm else part)
         self.depth = layout.slots[1]
         self.slot = Slot(block, layout.slot_widths[1], options, spectral=True, batch_norm=False)
 

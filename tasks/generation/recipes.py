@@ -53,7 +53,8 @@ IMAGENET_LAYOUT = Layout(
 )
 
 
-def imagenet(blocks: str, iterations: int, batch: int) -> Recipe:
+def imagenet(blocks: str, iterations: int, batch: int, note: str) -> Recipe:
+    """HamGAN's protocol; see `models` for what differs in the slot."""
     return Recipe(
         "folder",
         IMAGENET_LAYOUT,
@@ -63,7 +64,9 @@ def imagenet(blocks: str, iterations: int, batch: int) -> Recipe:
         rates=(1e-4, 4e-4),
         count=50_000,
         usual={"rank": (32, 16)},
-        note="no augmentation; statistics of batch normalisation over all processes on GPUs",
+        note="no augmentation, antialiased resizing; statistics of batch normalisation over all processes on GPUs; "
+        "50,000 images, classes as frequent as in the reference, last checkpoint (HamGAN: 50,176, uniform, best of up "
+        "to 100); " + note,
     )
 
 
@@ -98,6 +101,13 @@ def small(data: str, iterations: int, layout: Layout) -> Recipe:
     )
 
 
+HAM_NOTE = "a block's own batch normalisation in the generator is not conditional (HamGAN: conditional)"
+SAGAN_NOTE = (
+    "SAGAN's schedule; its own attention has an eighth of the channels in queries and keys, half in values, and "
+    "keys and values pooled 2x2: self-attn is another block"
+)
+
+
 RECIPES: dict[str, dict[str, Recipe]] = {
     "digits": {
         "16x16": small("digits", 3000, small_layout()),
@@ -107,8 +117,8 @@ RECIPES: dict[str, dict[str, Recipe]] = {
         "8x32": small("twins", 1500, small_layout(start=(2, 8), halvings=1, divided=True)),
     },
     "imagenet": {
-        "hamgan-baby": imagenet("ham-nmf", 2_000_000, 256),
-        "hamgan-strong": imagenet("ham-nmf", 1_000_000, 1024),
-        "sagan": imagenet("self-attn", 999_999, 1024),
+        "hamgan-baby": imagenet("ham-nmf", 2_000_000, 256, HAM_NOTE),
+        "hamgan-strong": imagenet("ham-nmf", 1_000_000, 1024, HAM_NOTE),
+        "sagan": imagenet("self-attn", 999_999, 1024, SAGAN_NOTE),
     },
 }

@@ -65,7 +65,6 @@ def compare(generated: Features, real: Features) -> Scores:
         if not (each.values.isfinite().all() and each.logits.isfinite().all()):
             raise ValueError(f"features of {what} images are not finite")
     from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
-    from torch_fidelity.metric_isc import isc_features_to_metric
     from torch_fidelity.metric_kid import kid_features_to_metric
     from torch_fidelity.metric_prc import prc_features_to_metric
 
@@ -81,22 +80,28 @@ def compare(generated: Features, real: Features) -> Scores:
         kid_subset_size=min(KID_LARGEST, fewest // 2),
         verbose=False,
     )
-    near = prc_features_to_metric(generated.values, real.values, prc_neighborhood=NEIGHBOURS, verbose=False)
-    parts = SPLITS if len(generated.logits) >= SPLITS**2 else 1
-    score = isc_features_to_metric(generated.logits, splits=parts)
+    near = prc_features_to_metric(
+        generated.values, real.values, prc_neighborhood=NEIGHBOURS, save_cpu_ram=True, verbose=False
+    )
+    score, deviation = inception_score(generated.logits)
     return Scores(
         fid,
         kid["kernel_inception_distance_mean"],
         kid["kernel_inception_distance_std"],
-        finite(score["inception_score_mean"]),
-        finite(score["inception_score_std"]),
+        score,
+        deviation,
         near["precision"],
         near["recall"],
     )
 
 
-def finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
+def inception_score(logits: Tensor) -> tuple[float | None, float | None]:
+    """Mean and standard deviation over the parts; None where a class has no share at all."""
+    from torch_fidelity.metric_isc import isc_features_to_metric
+
+    found = isc_features_to_metric(logits, splits=SPLITS if len(logits) >= SPLITS**2 else 1)
+    mean, deviation = found["inception_score_mean"], found["inception_score_std"]
+    return (mean, deviation) if math.isfinite(mean) and math.isfinite(deviation) else (None, None)
 
 
 @dataclass(frozen=True)
@@ -124,8 +129,19 @@ class Anchors:
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> Anchors:
+        """Read them back.
+
+        Raises:
+            TypeError, KeyError: for other content.
+            ValueError: for what is neither a finite number nor None.
+        """
         scores = {name: Scores(**content[name]) for name in ("bootstrap", "halves", "repeated")}
-        return cls(**(content | scores))
+        found = cls(**(content | scores))
+        values = [value for each in scores.values() for value in asdict(each).values()]
+        values += [found.spread, found.accuracy, found.inception_score]
+        if not all(value is None or (type(value) is float and math.isfinite(value)) for value in values):
+            raise ValueError("anchors that are no numbers")
+        return found
 
 
 @dataclass(frozen=True)
@@ -138,7 +154,7 @@ class Assessment:
         spread: as of the real images in `Anchors`, None of images of other classes; `relative_spread` is the
             share of theirs.
         agreement: of twins, see `agreement`; None of other images.
-        count: of the images.
+        count, real_count: of the images, and of the real ones.
     """
 
     scores: Scores
@@ -147,6 +163,7 @@ class Assessment:
     spread: float | None
     agreement: float | None
     count: int
+    real_count: int
 
     @property
     def relative_spread(self) -> float | None:
@@ -154,16 +171,21 @@ class Assessment:
 
     @property
     def collapsed(self) -> str:
-        """Why the images of a class are too much alike, in words; "" if they are not."""
+        """Why a distance of these images ranks nothing, in words; "" if it does.
+
+        "collapsed: ..." if the images of a class are too much alike, "far from real: ..." otherwise.
+        """
         found = []
         if self.scores.recall < LEAST_RECALL:
             found.append(f"recall {self.scores.recall:.2f}")
-        if self.relative_spread is not None and self.relative_spread < LEAST_SPREAD:
+        alike = self.relative_spread is not None and self.relative_spread < LEAST_SPREAD
+        if alike:
             found.append(f"spread within classes {self.relative_spread:.0%} of the real one")
         fid, repeated = self.scores.fid, self.anchors.repeated.fid
         if fid is not None and repeated is not None and fid > repeated:
             found.append("FID above that of one image of each class repeated")
-        return ", ".join(found)
+        near = self.scores.recall < LEAST_RECALL <= self.scores.precision
+        return f"{'collapsed' if alike or near else 'far from real'}: {', '.join(found)}" if found else ""
 
 
 def within_classes(features: Features, labels: Tensor) -> float:
@@ -219,5 +241,5 @@ def anchors(
         compare(repeated, real),
         within_classes(real, labels),
         right_class(real, labels) if knows_classes else None,
-        compare(real, real.of(drawn)).inception_score,
+        inception_score(real.logits)[0],
     )

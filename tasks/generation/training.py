@@ -6,14 +6,9 @@ Device, precision and several processes come from Lightning Fabric. Whatever is 
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import csv
-import hashlib
 import io
-import os
-import pickle
-import secrets
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -27,8 +22,10 @@ from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvir
 from lightning_fabric.strategies.ddp import DDPStrategy
 from torch import Tensor, nn
 
+from tasks.files import UnreadableError, read_weights, replacing
 from tasks.generation.data import Images
 from tasks.generation.models import Discriminator, Generator, Layout
+from tasks.generation.randomness import mixed, seeded
 from tasks.generation.recipes import Recipe
 from tasks.launch import gathered, local_processes, processes, share_buffers
 from tasks.usage import clocks, forget_peak, peak_bytes
@@ -137,8 +134,9 @@ class Trained:
 
     Attributes:
         state: both networks and the generator's average.
-        seconds, cpu_seconds: of all iterations, those before a resume included; CPU seconds of all processes.
-        peak_bytes: the most memory of a process since it took up the job.
+        seconds, cpu_seconds: of all iterations, those before a resume included; CPU seconds are those of the
+            first process, times the number of processes.
+        peak_bytes: the most memory of a process since it took up the job, where the system can tell; else ever.
     """
 
     state: State
@@ -174,12 +172,12 @@ def train(
     forget_peak(job.device)
     fabric = fabric_for(job)
     state = start(job)
-    path = folder / NAME
-    resume(state, path)
     generator, first = fabric.setup(synchronised(state.generator, fabric), state.optimizers[0])
     discriminator, second = fabric.setup(state.discriminator, state.optimizers[1])
     players = Players(fabric, generator, discriminator, (first, second))
     state.average.to(fabric.device)
+    path = folder / NAME
+    resume(state, path, job.steps)  # onto the device: Fabric moves networks and not what optimisers hold
     every = max(job.steps // POINTS, 1)
     begun, spent = clocks(), (state.seconds, state.cpu_seconds)
     while state.iteration < job.steps:
@@ -205,9 +203,10 @@ def train(
                 before + end - start for before, end, start in zip(spent, now, begun, strict=True)
             )
             if fabric.global_rank == 0:
-                save(state, path)
+                with replacing(path) as partial:
+                    torch.save(state.to_dict(), partial)
                 show(state.iteration, samples(job, state.average))
-    cpu_seconds = sum(gathered(state.cpu_seconds))
+    cpu_seconds = fabric.world_size * state.cpu_seconds
     return Trained(state, state.seconds, cpu_seconds, max(gathered(peak_bytes(job.device))))
 
 
@@ -241,7 +240,7 @@ def start(job: Job) -> State:
     """Both networks with their first weights: those outside the slots are the same for all blocks of a seed."""
     networks = []
     for number, kind in enumerate((Generator, Discriminator)):
-        with seeded(job.seed, number):
+        with seeded("weights", job.seed, number):
             shared = kind(job.layout, "none", {})
             network = kind(job.layout, job.block, job.options[number])
         network.load_state_dict(shared.state_dict(), strict=False)
@@ -258,10 +257,19 @@ def start(job: Job) -> State:
     return State(generator, discriminator, mean, (first, second))
 
 
-def resume(state: State, path: Path) -> None:
-    """Go on from a checkpoint; a damaged one counts as none."""
-    with contextlib.suppress(OSError, RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError):
-        state.load(torch.load(path, map_location="cpu", weights_only=True))
+def resume(state: State, path: Path, steps: int) -> None:
+    """Go on from a checkpoint of a training of so many steps, if there is one; a damaged one counts as none."""
+    before = copy.deepcopy(state.to_dict())
+    try:
+        content = read_weights(path)
+        state.load(content)
+        whole = type(state.iteration) is int and 0 <= state.iteration <= steps
+        whole &= all(tuple(point) == CURVE for point in state.curve)
+        whole &= all(type(it) is float for it in (state.seconds, state.cpu_seconds))
+    except (UnreadableError, RuntimeError, LookupError, TypeError, ValueError, AttributeError):
+        whole = False
+    if not whole:
+        state.load(before)
 
 
 @dataclass(frozen=True)
@@ -279,7 +287,7 @@ class Batch:
 
 def draw(job: Job, data: Images, iteration: int, rank: int, world: int) -> Batch:
     """What an iteration needs; also seeds torch's own numbers, of which blocks may draw."""
-    torch.manual_seed(mixed(job.seed, iteration, rank))
+    torch.manual_seed(mixed("batch", job.seed, iteration, rank))
     size = job.recipe.batch // world
     chosen = torch.randint(len(data.images), (size,))
     return Batch(
@@ -348,19 +356,19 @@ def average(state: State, decay: float) -> None:
 
 @torch.no_grad()
 def generate(
-    job: Job, generator: nn.Module, labels: Tensor, *numbers: int
+    job: Job, generator: nn.Module, labels: Tensor, use: str = "scored"
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Images of these classes in batches: uint8 (B, C, H, W), on the CPU, with their classes.
 
     Args:
-        numbers: that the noise follows from, beside the job's seed.
+        use: what the images are for; others get other noise.
 
     Raises:
         FloatingPointError: for images that are not finite.
     """
     device = next(generator.parameters()).device
     for number, wanted in enumerate(labels.split(SAMPLED)):
-        with seeded(job.seed, number, *numbers):
+        with seeded(use, job.seed, number):
             noise = torch.randn(len(wanted), job.layout.latent)
             images = generator(noise.to(device), wanted.to(device)).float().cpu()
         if not images.isfinite().all():
@@ -371,31 +379,10 @@ def generate(
 def samples(job: Job, generator: nn.Module) -> Tensor:
     """Some images of each class, one class after the other: uint8 (classes * across, C, H, W)."""
     labels = torch.arange(min(job.layout.classes, ROWS)).repeat_interleave(across(job.layout))
-    return torch.cat([images for images, _ in generate(job, generator, labels, SAMPLED)])
+    return torch.cat([images for images, _ in generate(job, generator, labels, "samples")])
 
 
 def across(layout: Layout) -> int:
     """How many images of a class make a sheet about square."""
     height, width = layout.size
     return max(round(ROWS * height / width), 1)
-
-
-def save(state: State, path: Path) -> None:
-    """Replace the checkpoint: it is old or whole, whatever happens."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.tmp-{secrets.token_hex(4)}")
-    torch.save(state.to_dict(), partial)
-    os.replace(partial, path)
-
-
-@contextlib.contextmanager
-def seeded(*numbers: int) -> Iterator[None]:
-    """With torch's random numbers on the CPU started from these, and as they were afterwards."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(mixed(*numbers))
-        yield
-
-
-def mixed(*numbers: int) -> int:
-    """A seed for these numbers."""
-    return int.from_bytes(hashlib.sha256(repr(numbers).encode()).digest()[:8], "big") >> 1
