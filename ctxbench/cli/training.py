@@ -45,7 +45,7 @@ AXES = (
 )
 ONLY_TRAINED = ("timeout", "inspect", "reference", "checkpoint", "backbone", "weights", "download")
 MEANINGLESS = {  # parameters that a mode does not heed
-    "score": ("specs", "preset", "shard", "out", "fresh", "executor", *AXES, "timeout"),
+    "score": ("specs", "preset", "shard", "out", "fresh", *AXES, "timeout"),
     "speed": (*ONLY_TRAINED[1:], "iterations", "seeds"),
     "estimate": ("out", "fresh", *ONLY_TRAINED[:4], "weights", "download"),
 }

@@ -83,7 +83,7 @@ class Reference:
             DataError: if the file is none of this kind.
         """
         try:
-            with np.load(path, allow_pickle=False) as content:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as content:
                 about = json.loads(str(content["about"]))
                 features, labels = (torch.from_numpy(content[name]) for name in ("features", "labels"))
             known = Anchors.from_dict(about["anchors"])
