@@ -14,6 +14,9 @@ from ctxbench.monitor import Monitor
 from ctxbench.outcome import failure
 from ctxbench.spec import Grid
 from ctxbench.updates import UpdateSubject, cells_of
+from tasks.generation import training
+from tasks.generation.data import digits
+from tests.factories import KilledError, killed_at
 
 pytestmark = pytest.mark.gpu
 
@@ -69,3 +72,11 @@ def test_updates_of_a_gan_are_timed(dtype: str) -> None:
     ):
         assert outcome.status == "ok", (cell.label, outcome.columns)
         assert outcome.columns["memory_measured_bytes"] > 2**28
+
+
+def test_a_gan_that_was_killed_goes_on(tmp_path: Path) -> None:
+    (cell,) = taskgrid.make_grid("digits", "16x16", "ham-nmf", iterations=20, device="cuda").cells()
+    data = digits(16)
+    with pytest.raises(KilledError):
+        training.train(cell.job(), data, tmp_path, killed_at("iteration 11 "))
+    assert training.train(cell.job(), data, tmp_path).state.iteration == 20

@@ -15,7 +15,7 @@ from tests.factories import IDENTITY, failed_record, make_record
 
 count = st.integers(0, 2**63 - 1)
 amount = st.floats(0, 1e15, exclude_max=True)
-score = st.floats(allow_nan=False, allow_infinity=False) | st.none()
+score = st.floats(-1e15, 1e15, exclude_min=True, exclude_max=True) | st.none()
 share = st.floats(0, 1) | st.none()
 text = st.text(max_size=1000)
 costs = st.none() | st.fixed_dictionaries(

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from ctxbench.panels import path_of, sheet
+from ctxbench.panels import path_of, sheet, tiles
 from ctxbench.record import Row
 from ctxbench.scoreplots import figures
 from ctxbench.scores import score_tables
@@ -73,7 +74,7 @@ def test_blocks_come_by_falling_mean_and_failures_last() -> None:
     [
         (
             {"a": (0.7, 0.72), "b": (0.5, 0.71), "c": (0.1, 0.2)},
-            "Not told apart from `a` by these seeds: b.",
+            "Not told apart from `a`, which has the best mean, by these seeds: b.",
         ),
         ({"a": (0.7, 0.72), "b": (0.5, 0.6)}, "Every seed of `a` is above all seeds of the others."),
         ({"a": (0.7,), "b": (0.5,)}, "One seed tells no scatter"),
@@ -215,3 +216,184 @@ def test_of_a_seed_that_was_trained_twice_the_latest_counts() -> None:
     later = trained("a", 0, 0.8, created_utc="2026-01-01T00:00:00+00:00")
     (table,) = score_tables([later, trained("a", 0, 0.4)])
     assert table.text[0][:3] == ["a", "1", "80.0"]
+
+
+# What generators make
+
+ANCHOR = {"fid": 0.5, "kid": 0.01, "kid_std": 0.0, "inception_score": 9.0, "inception_score_std": 0.1}
+ANCHOR |= {"precision": 0.9, "recall": 0.9}
+ANCHORS: dict[str, Any] = {"bootstrap": ANCHOR, "halves": ANCHOR, "repeated": ANCHOR | {"fid": 10.0}}
+ANCHORS |= {"spread": 0.4, "accuracy": 0.99, "inception_score": 9.0}
+GAN_PROTOCOL = {
+    "iterations": 3000,
+    "batch": 32,
+    "optimizer": "Adam",
+    "learning_rates": [1e-3, 1e-3],
+    "betas": [0.0, 0.999],
+    "ema": 0.99,
+    "data_digest": "ab12",
+    "reference_digest": "cd34",
+    "processes": 1,
+    "first_weights": "random",
+    "note": "a note",
+}
+GAN: dict[str, Any] = {
+    "kind": "task",
+    "task": "digits",
+    "preset": "16x16",
+    "model": "resgan",
+    "dataset": "digits-16x16",
+    "mode": "train",
+    "train_iterations": 3000,
+    "metric": "fid",
+    "extractor": "digits-cnn-0123",
+    "images_scored": 1797,
+    "anchors_json": json.dumps(ANCHORS),
+    "protocol_json": json.dumps(GAN_PROTOCOL),
+}
+
+
+def gan(spec: str, seed: int, fid: float, **fields: Any) -> Row:
+    own = {"spec": spec, "seed": seed, "fid": fid, "recall": 0.3, "train_cpu_s": 90.0}
+    return make_record(**(GAN | no_times() | own | fields)).row
+
+
+def gans(**scores: tuple[float, ...]) -> list[Row]:
+    return [gan(spec, seed, fid) for spec, fids in scores.items() for seed, fid in enumerate(fids)]
+
+
+def last_note(rows: list[Row]) -> str:
+    return score_tables(rows)[0].notes[-1]
+
+
+def test_the_smallest_distance_comes_first_with_its_anchors_behind() -> None:
+    table, anchors = score_tables(gans(a=(2.0, 2.2), b=(1.0, 1.2)))
+    assert [line[:4] for line in table.text] == [
+        ["b", "2", "1.10", "1.00 - 1.20"],
+        ["a", "2", "2.10", "2.00 - 2.20"],
+    ]
+    assert table.title == "digits (16x16): resgan on digits-16x16, 3,000 iterations"
+    assert "Data ab12, compared with cd34." in table.notes
+    assert anchors.title == f"Anchors: {table.title}"
+    assert [line[1] for line in anchors.text] == ["0.50", "0.50", "10.00"]
+
+
+@pytest.mark.parametrize(
+    ("scores", "words"),
+    [
+        ({"a": (1.0, 1.2), "b": (2.0, 2.2)}, "Every seed of `a` is below all seeds of the others."),
+        (
+            {"a": (1.0, 2.1), "b": (2.0, 2.2), "c": (5.0, 6.0)},
+            "Not told apart from `a`, which has the best mean, by these seeds: b.",
+        ),
+        (
+            {"a": (1.0, 2.1), "none": (2.0, 2.2)},
+            "No block wins. Not told apart from `a`, which has the best mean, by these seeds: none.",
+        ),
+        (
+            {"none": (1.0, 1.1), "a": (2.0, 2.2)},
+            "No block wins. Every seed of `none` is below all seeds of the others.",
+        ),
+        ({"a": (1.0,), "b": (2.0,)}, "One seed tells no scatter"),
+    ],
+)
+def test_distances_that_overlap_are_no_difference(scores: dict[str, tuple[float, ...]], words: str) -> None:
+    assert last_note(gans(**scores)).startswith(words)
+
+
+def test_a_collapsed_generator_is_not_ranked_whatever_its_distance() -> None:
+    rows = [
+        *gans(a=(2.0, 2.2), b=(3.0, 3.1)),
+        *(gan("c", seed, 0.5, collapsed="collapsed: recall 0.01") for seed in (0, 1)),
+    ]
+    table = score_tables(rows)[0]
+    assert [line[0] for line in table.text] == ["a", "b", "c"]
+    assert table.text[2][-1] == "collapsed: recall 0.01 (2 of 2 seeds)"
+    assert last_note(rows) == "Every seed of `a` is below all seeds of the others that are ranked."
+    alone = [row for row in rows if row["spec"] != "b"]
+    assert last_note(alone).endswith("`a` alone has none.")
+    assert last_note([row | {"collapsed": "far from real: recall 0.00"} for row in rows]).endswith(
+        "every block has one."
+    )
+
+
+def test_agreement_is_ranked_even_where_images_are_alike() -> None:
+    twins = {"task": "twins", "metric": "agreement", "collapsed": "collapsed: recall 0.01"}
+    scores = {"a": 0.99, "none": 0.0}
+    rows = [gan(spec, seed, 5.0, agreement=it, **twins) for spec, it in scores.items() for seed in (0, 1)]
+    table = score_tables(rows)[0]
+    assert [line[0] for line in table.text] == ["a", "none"]
+    assert table.text[1][-1].startswith("at chance; collapsed")
+    assert table.notes[-1] == "Every seed of `a` is above all seeds of the others."
+
+
+def test_other_seeds_are_told() -> None:
+    rows = [*gans(a=(1.0, 1.2)), *(gan("b", seed, 3.0) for seed in (5, 6))]
+    assert "Not all blocks have the same seeds: what differs may be the seeds." in score_tables(rows)[0].notes
+
+
+def test_rows_of_another_feature_space_stand_in_a_table_of_their_own() -> None:
+    rows = [gan("a", 0, 1.0), gan("a", 0, 2.0, extractor="another")]
+    assert len(score_tables(rows)) == 4
+
+
+def test_a_training_that_failed_stands_beside_those_that_did_not() -> None:
+    lost = failed_record("error", "out of luck", **(GAN | {"spec": "b", "extractor": None, "metric": None}))
+    table, _ = score_tables([gan("a", 0, 1.0), lost.row])
+    assert [line[0] for line in table.text] == ["a", "b"]
+    alone = score_tables([lost.row])[0]
+    assert alone.header[2] == "FID"
+
+
+@pytest.mark.parametrize(
+    "anchors",
+    [
+        "{}",
+        '{"halves": 5}',
+        json.dumps(ANCHORS | {"accuracy": "<script>"}),
+        json.dumps(ANCHORS | {"repeated": ANCHOR | {"fid": [1]}}),
+    ],
+)
+def test_anchors_that_cannot_be_read_are_left_out(anchors: str) -> None:
+    assert len(score_tables([gan("a", 0, 1.0, anchors_json=anchors)])) == 1
+
+
+@pytest.mark.parametrize("name", ["ema", "learning_rates", "betas", "processes", "iterations"])
+@pytest.mark.parametrize("value", ["<script>", None, [], 10**30, {"a": 1}])
+def test_no_protocol_keeps_a_page_from_being_made(name: str, value: Any) -> None:
+    row = gan("a", 0, 1.0, protocol_json=json.dumps(GAN_PROTOCOL | {name: value}))
+    assert "a" in markdown(score_tables([row])[0])
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"fid": 1e308},
+        {"fid": None},
+        {"recall": 2.0},
+        {"agreement": -3.0},
+        {"protocol_json": json.dumps({"ema": 10**400})},
+        {"anchors_json": "[]"},
+    ],
+)
+def test_what_is_no_score_is_no_record(fields: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="validation error"):
+        gan("a", 0, **({"fid": 1.0} | fields))
+
+
+def test_sheets_of_samples_stand_side_by_side(tmp_path: Path) -> None:
+    rows = [gan(spec, 0, 1.0, cell_id=f"{place:016x}") for place, spec in enumerate("ab")]
+    (tmp_path / "panels").mkdir()
+    for row in rows:
+        path_of(tmp_path, row["cell_id"]).write_bytes(tiles(np.zeros((6, 1, 8, 8), np.uint8), 3))
+    drawn = {it.name: it for it in figures(rows, to_frame(rows), {rows[0]["run_id"]: tmp_path})}
+    titles = [axes.get_title("left") for axes in drawn["predictions-0"].figure.axes]
+    assert titles == ["a\n1.00", "b\n1.00"]
+    assert "what is generated" in drawn["predictions-0"].caption
+
+
+def test_a_sheet_of_an_impossible_shape_is_left_out(tmp_path: Path) -> None:
+    row = gan("a", 0, 1.0)
+    (tmp_path / "panels").mkdir()
+    Image.new("L", (1, 30_000)).save(path_of(tmp_path, row["cell_id"]))
+    assert [it.name for it in figures([row], to_frame([row]), {row["run_id"]: tmp_path})] == []
