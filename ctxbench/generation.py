@@ -19,7 +19,16 @@ from ctxbench.errors import UsageError
 from ctxbench.outcome import Outcome
 from ctxbench.spec import BlockSpec, typed_blocks
 from ctxbench.store import write_atomically
-from ctxbench.taskcell import DTYPES, TaskCell, choose_preset, digest_of, fitted, listed, parse_seeds
+from ctxbench.taskcell import (
+    DTYPES,
+    TaskCell,
+    choose_preset,
+    digest_of,
+    fitted,
+    listed,
+    parse_seeds,
+    trained_with,
+)
 
 if TYPE_CHECKING:
     from ctxbench.measure import Settings
@@ -174,25 +183,13 @@ class GenerationGrid:
             raise UsageError(f"batches of {batch} images do not split among {self.processes} processes")
         checkpoint = "" if self.checkpoint is None else digest_of(self.checkpoint, "--checkpoint")
         data, reference, classes = self.digests(recipe)
-        height, width = (side * 2 ** recipe.layout.slots[0] for side in recipe.layout.start)
+        width, size = recipe.layout.slot_widths[0], recipe.layout.slot_size
         pairs = specs_for(recipe.blocks if self.blocks is None else self.blocks, recipe)
         for first, second in pairs:
             check_slots(first, second, recipe.layout)
         return [
             GenerationCell(
-                block=first.name,
-                options=first.options,
-                batch=batch,
-                channels=recipe.layout.slot_widths[0],
-                height=height,
-                width=width,
-                dtype=dtype,
-                mode="train",
-                compiled=False,
-                device=self.device,
-                estimated=False,
-                seed=seed,
-                label=first.label,
+                **trained_with(first, (batch, width, *size), dtype=dtype, device=self.device, seed=seed),
                 task=self.task,
                 preset=self.preset,
                 model=MODEL,

@@ -17,7 +17,16 @@ from ctxbench.errors import UsageError
 from ctxbench.outcome import Outcome
 from ctxbench.spec import BlockSpec, typed_blocks
 from ctxbench.store import write_atomically
-from ctxbench.taskcell import DTYPES, TaskCell, choose_preset, digest_of, fitted, listed, parse_seeds
+from ctxbench.taskcell import (
+    DTYPES,
+    TaskCell,
+    choose_preset,
+    digest_of,
+    fitted,
+    listed,
+    parse_seeds,
+    trained_with,
+)
 
 if TYPE_CHECKING:
     from ctxbench.measure import Settings
@@ -203,19 +212,13 @@ class SegmentationGrid:
         data = {cue: self.data_digest(recipe.data, cue) for cue in cues}
         return [
             SegmentationCell(
-                block=spec.name,
-                options=spec.options,
-                batch=recipe.batch,
-                channels=block_width(MODELS[name]),
-                height=recipe.crop[0],
-                width=recipe.crop[1],
-                dtype=dtype,
-                mode="train",
-                compiled=False,
-                device=self.device,
-                estimated=False,
-                seed=seed,
-                label=spec.label,
+                **trained_with(
+                    spec,
+                    (recipe.batch, block_width(MODELS[name]), *recipe.crop),
+                    dtype=dtype,
+                    device=self.device,
+                    seed=seed,
+                ),
                 task=self.task,
                 preset=self.preset,
                 model=name,

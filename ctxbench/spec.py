@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import fnmatch
 import hashlib
 import itertools
@@ -68,7 +69,7 @@ class Cell:
     @property
     def id(self) -> str:
         """16 hexadecimal digits, equal for equal cells and different for cells that differ anywhere."""
-        fields = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "label"}
+        fields = {it.name: getattr(self, it.name) for it in dataclasses.fields(self) if it.name != "label"}
         canonical = json.dumps(fields | {"options": dict(self.options)}, sort_keys=True)
         return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 

@@ -112,6 +112,28 @@ class TaskCell(Cell):
         raise NotImplementedError
 
 
+def trained_with(spec: BlockSpec, shape: tuple[int, int, int, int], **fields: Any) -> dict[str, Any]:
+    """The fields of a cell that is trained with this block, all that training leaves no choice of included.
+
+    Args:
+        shape: (B, C, H, W) of the block's input; H and W are the images' where they hang on the network.
+        fields: dtype, device and seed.
+    """
+    batch, channels, height, width = shape
+    return fields | {
+        "block": spec.name,
+        "options": spec.options,
+        "label": spec.label,
+        "batch": batch,
+        "channels": channels,
+        "height": height,
+        "width": width,
+        "mode": "train",
+        "compiled": False,
+        "estimated": False,
+    }
+
+
 def listed(text: str, known: Any, option: str) -> list[str]:
     """The words between commas, each of which must be known (None: be a whole number from 0 up).
 

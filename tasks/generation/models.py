@@ -64,6 +64,12 @@ class Layout:
         return height * larger, width * larger
 
     @property
+    def slot_size(self) -> tuple[int, int]:
+        """Height and width of the map in the generator's slot."""
+        height, width = self.start
+        return height * 2 ** self.slots[0], width * 2 ** self.slots[0]
+
+    @property
     def slot_widths(self) -> tuple[int, int]:
         """Channels of the slots in the generator and in the discriminator."""
         first, second = self.slots
