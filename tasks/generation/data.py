@@ -163,8 +163,9 @@ class Listing:
     def decode(self, size: tuple[int, int], path: Path) -> None:
         """Write all images into one file, a part at a time."""
         target = np.lib.format.open_memmap(path, "w+", np.uint8, (len(self.paths), 3, *size))
-        with path.open("r+b") as file:  # a disk that fills up while pages are written would kill the process
-            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+        if hasattr(os, "posix_fallocate"):  # a disk that fills up while pages are written kills the process
+            with path.open("r+b") as file:
+                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
         bad: list[Path] = []
 
         def decoded(number: int) -> None:
