@@ -9,7 +9,8 @@ from typing import Any
 import blocks
 from ctxbench.cost import estimate
 from ctxbench.errors import RAISED, UsageError
-from ctxbench.settle import cannot_run, disagreement
+from ctxbench.outcome import disagreement
+from ctxbench.settle import cannot_run
 from ctxbench.spec import BlockSpec, Cell, Grid, parse_blocks
 from ctxbench.tables import MISSING, Column, Table, metric_column, shape
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from ctxbench.catalogue import Description
 
 REDRAW_S = 0.2
+SAY_S = 30.0  # of silence in a log
 MAX_TEXT = 300
 MIN_PLAIN_WIDTH = 180  # where output is no terminal, so that tables are not broken
 
@@ -60,7 +61,7 @@ class LiveReporter(Reporter):
             transient=True,
             auto_refresh=False,  # a thread of its own would be in the timings
         )
-        self.drawn = 0.0
+        self.drawn, self.said = 0.0, time.monotonic()
         self.task = self.progress.add_task("", total=None)
         self.total = self.count = 0
 
@@ -87,6 +88,8 @@ class LiveReporter(Reporter):
 
     def working(self, text: str) -> None:
         self.progress.update(self.task, description=text)
+        if not self.live and time.monotonic() - self.said > SAY_S:
+            self.say(text)
         if self.live and time.monotonic() - self.drawn > REDRAW_S:
             self.progress.refresh()
             self.drawn = time.monotonic()
@@ -108,6 +111,7 @@ class LiveReporter(Reporter):
         self.say(text)
 
     def say(self, text: str) -> None:
+        self.said = time.monotonic()
         with contextlib.suppress(OSError):  # a full disk behind standard error stops no run
             self.console.print(Text(shortened(printable(text))), soft_wrap=True)
 

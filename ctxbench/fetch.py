@@ -95,10 +95,10 @@ def obtain(archive: Archive, root: Path, tell: Callable[[str], None] = lambda te
         raise RunError(f"cannot fetch {archive.url}: {error.code} {error.reason}") from None
     except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
         reason = getattr(error, "reason", error)
-        raise RunError(f"cannot fetch {archive.url}: {reason}; the same command goes on") from None
+        raise RunError(f"cannot fetch {archive.url}: {reason}; run the same command again to go on") from None
     except (http.client.HTTPException, ValueError) as error:
         raise RunError(
-            f"cannot fetch {archive.url}: {type(error).__name__}; the same command goes on"
+            f"cannot fetch {archive.url}: {type(error).__name__}; run the same command again to go on"
         ) from None
     except OSError as error:
         raise UsageError(f"cannot write to {root}: {error.strerror}") from None

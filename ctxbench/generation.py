@@ -42,10 +42,7 @@ if TYPE_CHECKING:
     from tasks.generation.training import Job, Trained
 
 MODEL = "resgan"
-WEIGHTS_ADVICE = (
-    "name the file with --weights, or let it be fetched with --download (96 MB, once); without it: "
-    "ctxbench task digits"
-)
+WEIGHTS_ADVICE = "name the file with --weights, or have it fetched with --download (96 MB, once) from {url}"
 
 
 @dataclass(frozen=True)
@@ -132,6 +129,11 @@ class GenerationCell(TaskCell):
         extractor = extractor_for(self.recipe, settings, "cpu")
         if settings.reference is not None:
             check_reference(self, extractor, settings.reference)
+
+    def notice(self) -> str | None:
+        if self.steps or self.checkpoint:
+            return None
+        return "nothing is trained: what is scored are random weights; --checkpoint FILE names others"
 
     def train(self, settings: Settings, monitor: Monitor) -> Outcome:
         return train(self, settings, monitor)
@@ -296,7 +298,13 @@ def extractor_for(recipe: Recipe, settings: Settings, device: str) -> Extractor:
         UsageError: if Inception's weights are not there.
     """
     from tasks.generation.data import TWIN, digits
-    from tasks.generation.extractors import WeightsError, digits_extractor, inception, inception_place
+    from tasks.generation.extractors import (
+        INCEPTION_URL,
+        WeightsError,
+        digits_extractor,
+        inception,
+        inception_place,
+    )
 
     if recipe.data != "folder":
         size = TWIN if recipe.data == "twins" else recipe.layout.size[0]
@@ -304,7 +312,7 @@ def extractor_for(recipe: Recipe, settings: Settings, device: str) -> Extractor:
     try:
         return inception(settings.weights or inception_place(), device)
     except WeightsError as error:
-        raise UsageError(f"{error}; {WEIGHTS_ADVICE}") from None
+        raise UsageError(f"{error}; {WEIGHTS_ADVICE.format(url=INCEPTION_URL)}") from None
 
 
 def kept_in(settings: Settings) -> Path | None:
@@ -496,7 +504,7 @@ def compare_folders(images: Path, real: Path, weights: Path, device: str) -> tup
         UsageError: for whatever cannot be read, or is too little to be scored.
     """
     from tasks.generation.data import DataError, Listing
-    from tasks.generation.extractors import WeightsError, inception
+    from tasks.generation.extractors import INCEPTION_URL, WeightsError, inception
     from tasks.generation.judging import Reference, assess, pictures
 
     try:
@@ -512,7 +520,7 @@ def compare_folders(images: Path, real: Path, weights: Path, device: str) -> tup
             reference.require(extractor.name, reference.features.shape[1])
         return assess(pictures(listing), extractor, reference), reference
     except WeightsError as error:
-        raise UsageError(f"{error}; {WEIGHTS_ADVICE}") from None
+        raise UsageError(f"{error}; {WEIGHTS_ADVICE.format(url=INCEPTION_URL)}") from None
     except (DataError, ValueError) as error:
         raise UsageError(f"--score: {error}") from None
     except OSError as error:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ctxbench import gate
 from ctxbench.errors import first_line
+
+if TYPE_CHECKING:
+    from ctxbench.cost import Cost
 
 
 @dataclass
@@ -31,6 +34,17 @@ def failure(error: BaseException, seconds: float) -> Outcome:
 def overdue(timeout_s: float, seconds: float) -> Outcome:
     """The outcome of a cell that took more than its time."""
     return Outcome("timeout", {"reason": f"took more than {timeout_s:g} s", "wall_s": seconds})
+
+
+def disagreement(cost: Cost) -> Outcome | None:
+    """The verdict on a block whose closed forms are not what is counted."""
+    if cost.macs_counted != cost.macs_formula:
+        reason = f"macs() gives {cost.macs_formula}, but {cost.macs_counted} are counted"
+    elif cost.params != cost.params_formula:
+        reason = f"param_count() gives {cost.params_formula}, but there are {cost.params}"
+    else:
+        return None
+    return Outcome("invalid", {"reason": f"broken rule: closed forms equal the count; {reason}"})
 
 
 def is_out_of_memory(error: BaseException) -> bool:

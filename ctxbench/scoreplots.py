@@ -24,6 +24,7 @@ from ctxbench.scores import (
     Entry,
     entries_of,
     groups_of,
+    is_sound,
     metric_of,
     title_of,
 )
@@ -53,7 +54,7 @@ def figures(rows: list[Row], frame: pd.DataFrame, folders: Mapping[str, Path]) -
             read = columns if metric in SEGMENTED else small
             sheets = [(row, sheet) for row, sheet in sheets_of(entries, folders, read) if sheet is not None]
             if sheets:
-                made = "what is predicted" if metric in SEGMENTED else "what is generated"
+                made = "what is predicted" if metric in SEGMENTED else "what is generated, a class a row"
                 caption = f"{title_of(members[0])}: {made}, with the {SCORES[metric].title}, seed {sheets[0][0]['seed']}"
                 found.append(Picture(f"predictions-{number}", caption, pictures(sheets, metric)))
         for number, members in enumerate(over_cues(rows)):
@@ -69,13 +70,21 @@ def scores(entries: list[Entry], metric: str, look: dict[str, dict[str, Any]]) -
     for place, entry in enumerate(reversed(entries)):
         colour = look[entry.spec]["color"]
         values = [SCORES[metric].scale * value for value in entry.values(metric)]
-        axes.plot(values, [place] * len(values), "o", color=colour, markersize=4, alpha=0.7)
+        for row, value in zip(entry.scored(metric), values, strict=True):
+            fill = colour if is_sound(row) else "white"
+            axes.plot(value, place, "o", color=colour, markersize=4, alpha=0.7, markerfacecolor=fill)
         axes.plot([sum(values) / len(values)] * 2, [place - 0.3, place + 0.3], color=colour)
     axes.set_yticks(range(len(entries)), [entry.spec for entry in reversed(entries)], parse_math=False)
     axes.set(xlabel=SCORES[metric].title, ylim=(-0.6, len(entries) - 0.4))
     if metric == "context_iou":
         axes.axvline(100 * CHANCE, color="#999999", linewidth=1, linestyle=":")
         axes.set_title("dotted: chance, with perfect borders")
+    if metric == "agreement":
+        axes.set_xlim(-0.1, 1.05)
+        axes.axvline(0, color="#999999", linewidth=1, linestyle=":")
+        axes.set_title("dotted: chance")
+    if not all(entry.sound for entry in entries):
+        axes.set_title("hollow: collapsed, or far from real; not ranked")
     return figure
 
 
@@ -99,7 +108,7 @@ def pictures(sheets: list[tuple[Row, Any]], metric: str) -> Figure:
         image, truth, _ = sheets[0][1]
         titled = [("image", image), ("truth", truth)]
         sheets = [(row, sheet[2]) for row, sheet in sheets]
-    titled += [(f"{row['spec']}\n{SCORES[metric].with_unit(row[metric])}", sheet) for row, sheet in sheets]
+    titled += [(f"{row['spec']}\n{scored(row, metric)}", sheet) for row, sheet in sheets]
     most = ACROSS if metric in SEGMENTED else SAMPLES_ACROSS
     down = -(-len(titled) // most)
     across = -(-len(titled) // down)
@@ -114,6 +123,13 @@ def pictures(sheets: list[tuple[Row, Any]], metric: str) -> Figure:
         axes.set_title(title, fontsize=7, parse_math=False)
         axes.imshow(picture, interpolation="nearest")
     return figure
+
+
+def scored(row: Row, metric: str) -> str:
+    """The score of one seed, and whether it ranks nothing."""
+    doubt = row["collapsed"].partition(":")[0] if row["collapsed"] else ""
+    name = "" if metric in SEGMENTED else f"{SCORES[metric].name} "
+    return name + SCORES[metric].with_unit(row[metric]) + (f", {doubt}" if doubt else "")
 
 
 def over_cues(rows: list[Row]) -> list[list[Row]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
 from statistics import mean
@@ -34,7 +35,9 @@ class Score:
         return self.title.partition(" (")[0]
 
     def text(self, value: float | None) -> str:
-        return MISSING if value is None else f"{self.scale * value:.{self.decimals}f}"
+        if value is None:
+            return MISSING
+        return f"{round(self.scale * value, self.decimals) + 0.0:.{self.decimals}f}"  # and no "-0.00"
 
     def with_unit(self, value: float | None) -> str:
         return self.text(value) + (" %" if "(%" in self.title and value is not None else "")
@@ -76,8 +79,12 @@ class Entry:
     def done(self) -> list[Row]:
         return [row for row in self.rows if row["status"] == "ok"]
 
+    def scored(self, name: str) -> list[Row]:
+        """The seeds that have this score."""
+        return [row for row in self.done if row[name] is not None]
+
     def values(self, name: str) -> list[float]:
-        return [row[name] for row in self.done if row[name] is not None]
+        return [row[name] for row in self.scored(name)]
 
     def middle(self, name: str) -> float | None:
         values = self.values(name)
@@ -95,7 +102,12 @@ class Entry:
     @property
     def sound(self) -> bool:
         """Whether its scores rank it: a distance of images that are too much alike, or far away, does not."""
-        return not any(row["metric"] in DISTANCES for row in self.collapsed)
+        return all(map(is_sound, self.done))
+
+
+def is_sound(row: Row) -> bool:
+    """Whether the score of a seed ranks it; an agreement does in any case."""
+    return not row["collapsed"] or row["metric"] not in DISTANCES
 
 
 def score_tables(rows: list[Row]) -> list[Table[Any]]:
@@ -184,10 +196,11 @@ def ends(entry: Entry, metric: str) -> str:
 def flags(entry: Entry) -> str:
     """What became of seeds that are not scored, whether the cue was found, and how many generators collapsed."""
     chance = ["at chance"] if at_chance(entry) else []
-    count = len(entry.collapsed)
-    seeds = "" if len(entry.done) == 1 else f" ({count} of {len(entry.done)} seeds)"
-    collapsed = [f"{row['collapsed']}{seeds}" for row in entry.collapsed[:1]]
-    return "; ".join([*failures(entry), *chance, *collapsed])
+    kinds = Counter(row["collapsed"].partition(":")[0] for row in entry.collapsed)
+    doubts = [f"{kind} in {count} of {len(entry.done)} seeds" for kind, count in sorted(kinds.items())]
+    if len(entry.done) == 1:
+        doubts = [row["collapsed"] for row in entry.collapsed]
+    return "; ".join([*failures(entry), *chance, *doubts])
 
 
 def failures(entry: Entry) -> list[str]:

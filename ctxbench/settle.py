@@ -17,7 +17,7 @@ from ctxbench.devices import Device
 from ctxbench.errors import RAISED, first_line
 from ctxbench.measure import Settings
 from ctxbench.monitor import Monitor
-from ctxbench.outcome import Outcome, failure
+from ctxbench.outcome import Outcome, disagreement, failure
 from ctxbench.spec import Cell
 from ctxbench.subject import Subject, reference_side
 
@@ -117,17 +117,6 @@ def cannot_run(error: BaseException, seconds: float) -> Outcome:
         if words in first_line(error):
             return Outcome("skipped", {"reason": reason, "wall_s": seconds})
     return failure(error, seconds)
-
-
-def disagreement(cost: Cost) -> Outcome | None:
-    """The verdict on a block whose closed forms are not what is counted."""
-    if cost.macs_counted != cost.macs_formula:
-        reason = f"macs() gives {cost.macs_formula}, but {cost.macs_counted} are counted"
-    elif cost.params != cost.params_formula:
-        reason = f"param_count() gives {cost.params_formula}, but there are {cost.params}"
-    else:
-        return None
-    return Outcome("invalid", {"reason": f"broken rule: closed forms equal the count; {reason}"})
 
 
 def estimated(start: float) -> Outcome:

@@ -250,6 +250,10 @@ def machine(row: Row) -> str:
 def notes_on(rows: list[Row]) -> list[str]:
     """Whether the MACs were confirmed, why fvcore's count is off, and how the times were taken."""
     notes = []
+    if any(row["kind"] == "step" for row in rows):
+        notes.append(
+            "MACs: of one forward of each network for the batch; an update has several, and backwards."
+        )
     counted = [row for row in rows if row["macs_counted"] is not None]
     if counted and all(row["macs_counted"] == row["macs_formula"] for row in counted):
         notes.append("All counted MACs equal the closed form.")

@@ -143,7 +143,7 @@ def listed(text: str, known: Any, option: str) -> list[str]:
     words = list(dict.fromkeys(word.strip() for word in text.split(",") if word.strip()))
     for word in words:
         if known is None and not (word.isascii() and word.isdigit() and len(word) < 10):
-            raise UsageError(f"{option}: {word!r} is no whole number from 0 up")
+            raise UsageError(f"{option}: {word!r} is no whole number from 0 up; write 0,1,2")
         if known is not None and word not in known:
             raise UsageError(f"{option}: {word!r} is not known; choose from {', '.join(known)}")
     if not words:

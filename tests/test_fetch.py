@@ -121,7 +121,7 @@ def test_a_connection_that_ends_early_keeps_what_came(
     content = tape({"a.txt": b"content" * 1000})
     archive = serve(tmp_path, server, content)
     monkeypatch.setattr(Handler, "most", 5000)
-    with pytest.raises(RunError, match="the same command goes on"):
+    with pytest.raises(RunError, match="run the same command again to go on"):
         fetch(archive, tmp_path / "root")
     assert (tmp_path / "root" / "data.tar.part").stat().st_size == 5000
     monkeypatch.setattr(Handler, "most", None)
@@ -188,7 +188,7 @@ def test_a_server_that_does_not_answer_is_told_and_the_command_goes_on_later(
 ) -> None:
     with pytest.raises(RunError, match=r"404 Not Found$"):
         fetch(Archive(f"{server}/absent.tar", "md5", "0" * 32, 10), tmp_path / "root")
-    with pytest.raises(RunError, match="the same command goes on"):
+    with pytest.raises(RunError, match="run the same command again to go on"):
         fetch(Archive("http://127.0.0.1:9/data.tar", "md5", "0" * 32, 10), tmp_path / "root")
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 from ctxbench.panels import path_of, sheet, tiles
 from ctxbench.record import Row
 from ctxbench.scoreplots import figures
-from ctxbench.scores import score_tables
+from ctxbench.scores import SCORES, score_tables
 from ctxbench.store import to_frame
 from ctxbench.tables import markdown
 from tests.factories import failed_record, make_record, no_times
@@ -308,13 +308,43 @@ def test_a_collapsed_generator_is_not_ranked_whatever_its_distance() -> None:
     ]
     table = score_tables(rows)[0]
     assert [line[0] for line in table.text] == ["a", "b", "c"]
-    assert table.text[2][-1] == "collapsed: recall 0.01 (2 of 2 seeds)"
+    assert table.text[2][-1] == "collapsed in 2 of 2 seeds"
     assert last_note(rows) == "Every seed of `a` is below all seeds of the others that are ranked."
     alone = [row for row in rows if row["spec"] != "b"]
     assert last_note(alone).endswith("`a` alone has none.")
     assert last_note([row | {"collapsed": "far from real: recall 0.00"} for row in rows]).endswith(
         "every block has one."
     )
+
+
+def test_each_kind_of_doubt_is_counted() -> None:
+    rows = [
+        gan("a", 0, 1.0, collapsed="collapsed: recall 0.01"),
+        gan("a", 1, 2.0, collapsed="far from real: FID"),
+    ]
+    rows += [gan("b", 0, 1.0, collapsed="collapsed: recall 0.01")]
+    table = score_tables(rows)[0]
+    assert [line[-1] for line in table.text] == [
+        "collapsed: recall 0.01",
+        "collapsed in 1 of 2 seeds; far from real in 1 of 2 seeds",
+    ]
+
+
+def test_a_figure_marks_what_is_not_ranked() -> None:
+    rows = [
+        *gans(a=(2.0, 2.2)),
+        *(gan("c", seed, 0.5, collapsed="collapsed: recall 0.01") for seed in (0, 1)),
+    ]
+    (drawn,) = figures(rows, to_frame(rows), {})
+    (axes,) = drawn.figure.axes
+    assert axes.get_title("left") == "hollow: collapsed, or far from real; not ranked"
+    assert [line.get_markerfacecolor() for line in axes.lines if np.size(line.get_xdata()) == 1].count(
+        "white"
+    ) == 2
+
+
+def test_no_score_is_minus_zero() -> None:
+    assert SCORES["agreement"].text(-0.001) == "0.00"
 
 
 def test_agreement_is_ranked_even_where_images_are_alike() -> None:
@@ -388,7 +418,7 @@ def test_sheets_of_samples_stand_side_by_side(tmp_path: Path) -> None:
         path_of(tmp_path, row["cell_id"]).write_bytes(tiles(np.zeros((6, 1, 8, 8), np.uint8), 3))
     drawn = {it.name: it for it in figures(rows, to_frame(rows), {rows[0]["run_id"]: tmp_path})}
     titles = [axes.get_title("left") for axes in drawn["predictions-0"].figure.axes]
-    assert titles == ["a\n1.00", "b\n1.00"]
+    assert titles == ["a\nFID 1.00", "b\nFID 1.00"]
     assert "what is generated" in drawn["predictions-0"].caption
 
 

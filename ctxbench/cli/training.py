@@ -45,9 +45,9 @@ AXES = (
 )
 ONLY_TRAINED = ("timeout", "inspect", "reference", "checkpoint", "backbone", "weights", "download")
 MEANINGLESS = {  # parameters that a mode does not heed
-    "score": ("specs", "preset", "shard", "out", "fresh", *AXES, "timeout"),
+    "score": ("specs", "preset", "shard", "out", "fresh", *AXES, "timeout", "budget"),
     "speed": (*ONLY_TRAINED[1:], "iterations", "seeds"),
-    "estimate": ("out", "fresh", *ONLY_TRAINED[:4], "weights", "download"),
+    "estimate": ("out", "fresh", "budget", *ONLY_TRAINED[:4], "weights", "download"),
 }
 
 
@@ -84,6 +84,9 @@ MEANINGLESS = {  # parameters that a mode does not heed
 @click.option("--inspect", is_flag=True, help="Also write what the blocks do to their maps, as PNG and CSV.")
 @click.option(
     "--speed", is_flag=True, help="Time one update of both networks of a GAN with each block; trains nothing."
+)
+@click.option(
+    "--budget", type=FiniteRange(0, 3600), help="With --speed: seconds of timed calls per block (default 2)."
 )
 @click.option(
     "--score",
@@ -172,6 +175,7 @@ class Asked:
     checkpoint: Path | None
     backbone: Path | None
     timeout: float | None
+    budget: float | None
     estimate: bool
     inspect: bool
     speed: bool
@@ -202,12 +206,15 @@ class Asked:
         meaningless = {
             "--inspect": self.inspect and generates,
             "--speed": self.speed and not generates,
+            "--budget": self.budget is not None and not generates,
             "--score": self.score and not by_inception,
             "--weights": self.weights and not by_inception,
             "--download": self.download and not by_inception,
         }
         if wrong := [option for option, given in meaningless.items() if given]:
             raise UsageError(f"{', '.join(wrong)}: not for {self.name}")
+        if self.budget is not None and not self.speed:
+            raise UsageError("--budget goes with --speed")
         if self.save_reference and not self.score:
             raise UsageError("--save-reference goes with --score IMAGES REAL, and keeps what REAL holds")
         modes = [name for name in MODES if getattr(self, name)]
@@ -247,6 +254,7 @@ class Asked:
 
         return Settings(
             threads=self.threads,
+            budget_s=self.budget,
             timeout_s=self.timeout or math.inf,
             plugins=tuple(path.resolve() for path in self.plugins),
             folder=folder,

@@ -7,6 +7,7 @@ drive a class-conditional generator; here features are extracted once, and its f
 from __future__ import annotations
 
 import math
+import threading
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -64,6 +65,7 @@ def compare(generated: Features, real: Features) -> Scores:
             raise ValueError(f"{len(each.values)} {what} images are too few to score; {FEWEST} at least")
         if not (each.values.isfinite().all() and each.logits.isfinite().all()):
             raise ValueError(f"features of {what} images are not finite")
+    without_semaphores()
     from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
     from torch_fidelity.metric_kid import kid_features_to_metric
     from torch_fidelity.metric_prc import prc_features_to_metric
@@ -93,6 +95,16 @@ def compare(generated: Features, real: Features) -> Scores:
         near["precision"],
         near["recall"],
     )
+
+
+def without_semaphores() -> None:
+    """Keep tqdm, by which torch-fidelity counts, from making a lock for several processes.
+
+    A worker process that ends at once would leave it behind, with a warning.
+    """
+    from tqdm import tqdm
+
+    tqdm.set_lock(threading.RLock())
 
 
 def inception_score(logits: Tensor) -> tuple[float | None, float | None]:
@@ -183,7 +195,7 @@ class Assessment:
             found.append(f"spread within classes {self.relative_spread:.0%} of the real one")
         fid, repeated = self.scores.fid, self.anchors.repeated.fid
         if fid is not None and repeated is not None and fid > repeated:
-            found.append("FID above that of one image of each class repeated")
+            found.append("FID above that of the mean image of each class, repeated")
         near = self.scores.recall < LEAST_RECALL <= self.scores.precision
         return f"{'collapsed' if alike or near else 'far from real'}: {', '.join(found)}" if found else ""
 
