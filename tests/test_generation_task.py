@@ -547,3 +547,17 @@ def test_a_place_for_a_reference_is_tried_before_the_images_are_scored(
         result = command("imagenet", "--score", *folders, "--save-reference", place)
         assert result.exit_code == 2
         assert words in result.stderr
+
+
+def test_a_block_that_counts_wrongly_is_not_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blocks.info("a2").cls, "macs", lambda self, height, width: 7)
+    result = command("digits", "--blocks", "a2", "--iterations", 2, "--out", tmp_path)
+    assert result.exit_code == 1
+    (record,) = records(tmp_path)
+    assert record.status == "invalid"
+    assert "macs() gives" in (record.reason or "")
+
+
+def test_scoring_random_weights_is_told(tmp_path: Path) -> None:
+    result = command("digits", "--blocks", "none", "--iterations", 0, "--out", tmp_path)
+    assert "nothing is trained" in result.stderr
