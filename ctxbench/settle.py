@@ -80,7 +80,8 @@ def settle_alone(cells: list[Cell], settings: Settings, monitor: Monitor) -> Ite
     if costs:
         members = list(costs)
         if members[0].device == "cpu":
-            monitor.needing(max(needed_bytes(cell, cost) for cell, cost in costs.items()))
+            standing = sum(standing_bytes(cell, cost) for cell, cost in costs.items())
+            monitor.needing(standing + max(needed_bytes(cell, cost) for cell, cost in costs.items()))
         what = members[0].label if len(members) == 1 else f"{len(members)} blocks"
         monitor.measuring(f"measuring {what}, {describe(members[0], block=False)}")
         for cell, outcome in measure.group(members, settings, monitor, subject_for(members[0])):
@@ -137,6 +138,11 @@ def needed_bytes(cell: Cell, cost: Cost) -> int:
     one_map = math.prod(cell.shape) * getattr(torch, cell.dtype).itemsize
     reference = 3 * reference_side(cell.device, cell.dtype) ** 2 * getattr(torch, cell.dtype).itemsize
     return int(cost.memory_bytes * MEMORY_FACTOR) + MAPS_BESIDE * one_map + reference
+
+
+def standing_bytes(cell: Cell, cost: Cost) -> int:
+    """What a cell holds while others of its group are called: networks, their gradients and Adam's two states."""
+    return 4 * cost.params * torch.float32.itemsize if cell.kind == "step" else 0
 
 
 def gib(count: int) -> str:
