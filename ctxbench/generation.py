@@ -362,7 +362,7 @@ def check_reference(cell: GenerationCell, extractor: Extractor, path: Path) -> N
 
     try:
         reference = Reference.load(path)
-        reference.require(extractor.name, reference.features.shape[1])
+        reference.require(extractor.name, extractor.width)
         asked_labels(reference.labels, cell.recipe.count, cell.classes)
     except (DataError, ValueError) as error:
         raise UsageError(f"--reference: {error}") from None
@@ -517,7 +517,7 @@ def compare_folders(images: Path, real: Path, weights: Path, device: str) -> tup
         if other is not None:
             reference = Reference.of(pictures(other), extractor, other.digest)
         else:
-            reference.require(extractor.name, reference.features.shape[1])
+            reference.require(extractor.name, extractor.width)
         return assess(pictures(listing), extractor, reference), reference
     except WeightsError as error:
         raise UsageError(f"{error}; {WEIGHTS_ADVICE.format(url=INCEPTION_URL)}") from None

@@ -56,11 +56,13 @@ class Extractor:
     Attributes:
         network: uint8 images (N, C, H, W) -> features (N, d) and logits (N, classes).
         knows_classes: whether its classes are those of the images.
+        width: number of features.
     """
 
     network: nn.Module
     name: str
     knows_classes: bool
+    width: int
     device: str = "cpu"
 
     @torch.no_grad()
@@ -104,7 +106,7 @@ def inception(path: Path, device: str = "cpu") -> Extractor:
     network = FeatureExtractorInceptionV3(
         "inception-v3-compat", ["2048", "logits_unbiased"], feature_extractor_weights_path=str(path)
     )
-    return Extractor(network.to(device), f"inception-v3-compat-{digest[:12]}", False, device)
+    return Extractor(network.to(device), f"inception-v3-compat-{digest[:12]}", False, 2048, device)
 
 
 def digits_extractor(data: Images, folder: Path | None) -> Extractor:
@@ -121,7 +123,7 @@ def digits_extractor(data: Images, folder: Path | None) -> Extractor:
         if path is not None:
             with replacing(path) as partial:
                 torch.save(network.state_dict(), partial)
-    return Extractor(network.eval().requires_grad_(False), f"digits-cnn-{digest_of(network)}", True)
+    return Extractor(network.eval().requires_grad_(False), f"digits-cnn-{digest_of(network)}", True, 64)
 
 
 def loaded(network: nn.Module, path: Path) -> bool:
