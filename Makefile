@@ -10,7 +10,7 @@ demo: $(STAMP)
 	$(BIN)/ctxbench demo --out report
 
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 check: $(STAMP)
 	$(BIN)/ruff check .

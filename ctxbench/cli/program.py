@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import click
@@ -37,7 +38,7 @@ class Program(click.Group):
             if isinstance(stream, io.TextIOWrapper):
                 stream.reconfigure(errors="replace")
         with contextlib.suppress(ValueError):  # not in the main thread
-            signal.signal(signal.SIGTERM, signal.default_int_handler)
+            signal.signal(signal.SIGTERM, end)
         try:
             Path.cwd()
             code = super().main(*args, **(extra | {"standalone_mode": False}))
@@ -65,6 +66,18 @@ class Program(click.Group):
         with contextlib.suppress(OSError):  # what is left in the buffer cannot be written either
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return say(f"cannot write to standard output: {error.strerror}", SOME_FAILED)
+
+
+def end(number: int, frame: FrameType | None) -> None:
+    """End like Ctrl-C, once: who asks again, while the run is being ended, changes nothing.
+
+    Raises:
+        KeyboardInterrupt: always.
+    """
+    signal.signal(
+        number, signal.SIG_IGN
+    )  # Python leaves that alone when it exits; its own handlers it takes away
+    signal.default_int_handler(number, frame)
 
 
 def say(message: str, code: int) -> int:
