@@ -10,7 +10,8 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ctxbench.errors import UsageError
-from ctxbench.tables import Column, Table, number, ratio
+from ctxbench.reports.leaderboards import ratio
+from ctxbench.tables import Column, Table, number
 
 MAX_BYTES = 64 * 2**20
 Text = Annotated[str, Field(max_length=1000)]

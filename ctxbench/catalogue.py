@@ -10,9 +10,10 @@ import blocks
 from ctxbench.cost import estimate
 from ctxbench.errors import RAISED, UsageError
 from ctxbench.outcome import disagreement
+from ctxbench.reports.leaderboards import metric_column, shape
 from ctxbench.settle import cannot_run
 from ctxbench.spec import BlockSpec, Cell, Grid, parse_blocks
-from ctxbench.tables import MISSING, Column, Table, metric_column, shape
+from ctxbench.tables import MISSING, Column, Table
 
 COSTS = ("params", "macs", "macs_backward", "memory_predicted_bytes")
 

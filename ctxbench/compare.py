@@ -13,8 +13,9 @@ from typing import Any
 from ctxbench import environment
 from ctxbench.errors import UsageError
 from ctxbench.record import FAILED, METRICS, Record, Row
+from ctxbench.reports.leaderboards import doubts, shape, trusted
 from ctxbench.statistics import Median, median
-from ctxbench.tables import Column, Table, doubts, number, printable, shape, trusted
+from ctxbench.tables import Column, Table, number, printable
 
 TOLERANCE = 0.05  # two runs of one code on a shared machine differ by about so much
 LEVEL = 0.95  # of a ratio's interval; its two medians are independent, so each is given the root

@@ -22,7 +22,7 @@ from rich.text import Text
 
 from ctxbench.monitor import Reporter
 from ctxbench.record import FAILED, Record
-from ctxbench.scores import SCORES
+from ctxbench.reports.scores import SCORES
 from ctxbench.tables import Table, printable
 
 if TYPE_CHECKING:

@@ -5,15 +5,13 @@ from __future__ import annotations
 import csv
 import io
 import json
-import re
 from collections.abc import Callable
 from types import NoneType
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
 from ctxbench.errors import UsageError
 from ctxbench.record import Record, Row
-from ctxbench.scores import score_tables
-from ctxbench.tables import Table, leaderboards, printable
+from ctxbench.reports.latex import latex
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,30 +21,6 @@ ORDER = ("pixels", "batch", "channels", "dtype", "mode", "spec", "cell_id", "cre
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")  # how a text begins that a spreadsheet would execute
 DTYPES = {int: "Int64", float: "float64", bool: "boolean", str: "string"}
 LARGEST_INT64 = 2**63 - 1
-
-PACKAGES = r"""% Needs \usepackage{booktabs}; text that is not Latin needs LuaLaTeX or XeLaTeX and a font that has it.
-"""
-# A bracket or a star after the end of a line would be an argument of it; two hyphens would be a dash.
-LATEX = {
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "|": r"\textbar{}",
-    '"': r"\symbol{34}",
-    "`": r"\textasciigrave{}",
-    "[": "{[}",
-    "]": "{]}",
-    "*": "{*}",
-    "-": "-{}",
-    "±": r"$\pm$",
-    "×": r"$\times$",
-    "–": "--",
-    "…": r"\ldots{}",
-    "\ufffd": "?",
-} | {mark: f"\\{mark}" for mark in "{}#$%&_"}
-NOT_LATEX = re.compile("|".join("-(?=-)" if mark == "-" else re.escape(mark) for mark in LATEX))
 
 
 def export(rows: list[Row], format: str, baseline: str | None = None) -> str | bytes:
@@ -123,45 +97,6 @@ def scalar(annotation: Any) -> type:
     if not parts:
         return annotation
     return type(parts[0]) if get_origin(annotation) is Literal else scalar(parts[0])
-
-
-def latex(rows: list[Row], baseline: str | None = None) -> str:
-    """The leaderboards as LaTeX tables to be put into a document; a comment says what they need.
-
-    Raises:
-        UsageError: for a baseline that no row has.
-    """
-    specs = dict.fromkeys(row["spec"] for row in rows)
-    if baseline is not None and baseline not in specs:
-        raise UsageError(
-            f"no record of {baseline!r} to compare with; there are: {', '.join(specs) or 'none'}"
-        )
-    if not rows:
-        return PACKAGES + "% no records: this run is empty\n"
-    profiled, trained = ([row for row in rows if row["kind"] == kind] for kind in ("profile", "task"))
-    tables: list[Table[Any]] = [*score_tables(trained), *leaderboards(profiled, baseline)]
-    return "\n".join([PACKAGES, *map(latex_table, tables)])
-
-
-def latex_table(table: Table[Any]) -> str:
-    """A booktabs table with its title as caption and its notes below."""
-    lines = [r"\begin{table}", r"\centering", rf"\caption{{{escape_latex(table.title)}}}"]
-    lines.append(rf"\begin{{tabular}}{{{''.join('r' if it.numeric else 'l' for it in table.columns)}}}")
-    lines += [r"\toprule", latex_line(table.header), r"\midrule"]
-    lines += [*map(latex_line, table.text), r"\bottomrule", r"\end{tabular}"]
-    if table.notes:
-        lines.append(r"\par\smallskip\footnotesize")
-        lines += [rf"{escape_latex(note)}\par" for note in table.notes]
-    return "\n".join([*lines, r"\end{table}"]) + "\n"
-
-
-def latex_line(cells: list[str]) -> str:
-    return " & ".join(map(escape_latex, cells)) + r" \\"
-
-
-def escape_latex(text: str) -> str:
-    """One line of text that LaTeX prints as it is."""
-    return NOT_LATEX.sub(lambda mark: LATEX[mark[0]], printable(text))
 
 
 WRITERS: dict[str, Callable[[list[Row]], str | bytes]] = {

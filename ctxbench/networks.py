@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ctxbench import published
 from ctxbench.cost import OperatorCount, PeakMemory
 from ctxbench.errors import UsageError
 from ctxbench.record import GIGA
+from ctxbench.reports import published
 from ctxbench.segmentation import SegmentationCell
 from ctxbench.tables import MISSING, Column, Table, number
 

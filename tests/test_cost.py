@@ -19,7 +19,7 @@ import blocks
 from blocks import registry
 from ctxbench.cost import Cost, count_with_fvcore, estimate, trace
 from ctxbench.presets import PRESETS
-from ctxbench.published import value_here
+from ctxbench.reports.published import value_here
 from ctxbench.spec import Cell, Grid
 
 HERE = Path(__file__).parents[1]

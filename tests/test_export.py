@@ -16,8 +16,9 @@ import pytest
 from pandas.testing import assert_frame_equal
 
 from ctxbench.errors import UsageError
-from ctxbench.export import LARGEST_INT64, escape_latex, export
+from ctxbench.export import LARGEST_INT64, export
 from ctxbench.record import Record, Row
+from ctxbench.reports.latex import escape_latex
 from ctxbench.store import write_atomically
 from tests.factories import failed_record, make_record
 

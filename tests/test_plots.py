@@ -15,9 +15,10 @@ from matplotlib.collections import LineCollection
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
-from ctxbench import plots
-from ctxbench.labels import spread
-from ctxbench.plots import FAMILY_COLOURS, pareto, styles
+from ctxbench.figures import costs as plots
+from ctxbench.figures.costs import pareto
+from ctxbench.figures.labels import spread
+from ctxbench.figures.style import FAMILY_COLOURS, styles
 from ctxbench.record import Record
 from ctxbench.store import to_frame
 from tests.factories import failed_record, make_record, no_times

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 import blocks
-from ctxbench import published
-from ctxbench.published import LABELS, Comparison, compare_profile
 from ctxbench.record import Row
+from ctxbench.reports import published
+from ctxbench.reports.published import LABELS, Comparison, compare_profile
 from ctxbench.spec import parse_blocks
 from tests.factories import make_record
 

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from ctxbench.repeatability import pooled, repeatability_table, repetitions, spread
-from ctxbench.tables import doubts, markdown
+from ctxbench.reports.leaderboards import doubts
+from ctxbench.reports.repeatability import pooled, repeatability_table, repetitions, spread
+from ctxbench.tables import markdown
 from tests.factories import failed_record, make_record, no_times
 
 

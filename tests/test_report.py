@@ -14,13 +14,13 @@ import pytest
 import torch
 
 import blocks
-from ctxbench import published
 from ctxbench.cost import estimate
 from ctxbench.errors import UsageError
 from ctxbench.measure import Outcome
 from ctxbench.presets import PRESETS
 from ctxbench.record import Record
-from ctxbench.report import Report, tables_of
+from ctxbench.reports import published
+from ctxbench.reports.report import Report, tables_of
 from ctxbench.runner import cost_columns
 from ctxbench.store import Reading, RunStore
 from tests.factories import IDENTITY, failed_record, make_record

@@ -19,7 +19,7 @@ from ctxbench.measure import Settings
 from ctxbench.monitor import Monitor, Reporter
 from ctxbench.outcome import Outcome
 from ctxbench.record import Record
-from ctxbench.report import tables_of
+from ctxbench.reports.report import tables_of
 from ctxbench.runner import Run
 from ctxbench.spec import Cell, Grid
 from ctxbench.store import RunStore

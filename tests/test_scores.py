@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ctxbench.figures.scores import figures
 from ctxbench.panels import path_of, sheet, tiles
 from ctxbench.record import Row
-from ctxbench.scoreplots import figures
-from ctxbench.scores import SCORES, score_tables
+from ctxbench.reports.scores import SCORES, score_tables
 from ctxbench.store import to_frame
 from ctxbench.tables import markdown
 from tests.factories import failed_record, make_record, no_times

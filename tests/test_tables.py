@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
 from ctxbench.record import Record
-from ctxbench.tables import Column, Table, escape_markdown, leaderboards, markdown, number, printable
+from ctxbench.reports.leaderboards import leaderboards
+from ctxbench.tables import Column, Table, escape_markdown, markdown, number, printable
 from tests.factories import failed_record, make_record, no_times
 
 DASH = "–"

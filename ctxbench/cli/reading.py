@@ -29,7 +29,7 @@ def report_command(runs: tuple[Path, ...], out: Path, baseline: str | None, stri
     RUN is the folder of a run, or a JSON file that pytest-benchmark saved.
     """
     from ctxbench import benchmarks
-    from ctxbench.report import Report
+    from ctxbench.reports.report import Report
     from ctxbench.store import Reading
 
     files = [path for path in runs if benchmarks.is_benchmark_file(path)]

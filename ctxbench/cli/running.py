@@ -145,7 +145,7 @@ def demo_command(out: Path, fresh: bool, executor: str) -> int:
     from ctxbench import taskgrid
     from ctxbench.measure import Settings
     from ctxbench.presets import DEMO, DEMO_SHOWN, DEMO_TRAINED, DEMO_UPDATES
-    from ctxbench.report import Report
+    from ctxbench.reports.report import Report
     from ctxbench.runner import Run
     from ctxbench.store import Reading, RunStore
 

@@ -85,7 +85,7 @@ def choose_device(wanted: str, elsewhere: bool = False) -> str:
 
 def default_baseline(cells: Sequence[Cell]) -> str:
     """Self-attention, as in a report, or else the block that was named first."""
-    from ctxbench.report import DEFAULT_BASELINE
+    from ctxbench.reports.report import DEFAULT_BASELINE
 
     labels = [cell.label for cell in cells]
     return DEFAULT_BASELINE if DEFAULT_BASELINE in labels else labels[0]
@@ -194,7 +194,7 @@ def print_networks(cells: Sequence[TaskCell], as_json: bool) -> None:
 
 def print_leaderboards(records: list[Record], baseline: str | None) -> None:
     from ctxbench.console import print_tables
-    from ctxbench.report import tables_of
+    from ctxbench.reports.report import tables_of
 
     print_tables(tables_of([record.row for record in records], baseline))
 

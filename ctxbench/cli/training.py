@@ -369,7 +369,7 @@ def check_place(path: Path, real: Path) -> None:
 def print_comparison(title: str, found: Assessment, extractor: str, as_json: bool) -> None:
     """The scores of one folder of images, beside their anchors."""
     from ctxbench.console import print_tables
-    from ctxbench.scores import anchors_table
+    from ctxbench.reports.scores import anchors_table
 
     about = {
         "count": found.count,

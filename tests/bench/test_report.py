@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from ctxbench.report import Report
+from ctxbench.reports.report import Report
 from ctxbench.store import Reading
 from tests.bench.records import write_quickly
 

@@ -12,12 +12,13 @@ from typing import Any
 from ctxbench.benchmarks import Benchmarks
 from ctxbench.benchmarks import tables as benchmark_tables
 from ctxbench.errors import UsageError
-from ctxbench.published import compare_profile
 from ctxbench.record import Row
-from ctxbench.repeatability import pooled, repeatability_table
-from ctxbench.scores import score_tables
+from ctxbench.reports.leaderboards import leaderboards
+from ctxbench.reports.published import compare_profile, published_table
+from ctxbench.reports.repeatability import pooled, repeatability_table
+from ctxbench.reports.scores import score_tables
 from ctxbench.store import Reading, Unreadable, to_frame, write_atomically
-from ctxbench.tables import Table, escape_markdown, leaderboards, markdown, printable, published_table
+from ctxbench.tables import Table, escape_markdown, markdown, printable
 
 DEFAULT_BASELINE = "self-attn"
 FIGURE = re.compile(
@@ -117,7 +118,7 @@ class Report:
         """Every figure as PNG and SVG."""
         if not self.rows:
             return []
-        from ctxbench import plots, scoreplots
+        from ctxbench.figures import costs, scores
 
         found = []
         with warnings.catch_warnings():
@@ -125,8 +126,8 @@ class Report:
             profiled, trained = (
                 [row for row in self.rows if row["kind"] == kind] for kind in ("profile", "task")
             )
-            drawn = scoreplots.figures(trained, to_frame(trained), self.folders) if trained else []
-            drawn += plots.figures(to_frame(pooled(profiled))) if profiled else []
+            drawn = scores.figures(trained, to_frame(trained), self.folders) if trained else []
+            drawn += costs.figures(to_frame(pooled(profiled))) if profiled else []
             pictures = [(it, it.svg(), it.png()) for it in drawn]
         for picture, svg, png in pictures:
             write_atomically(folder / f"{picture.name}.svg", svg)

@@ -8,6 +8,7 @@ from importlib import resources
 from pathlib import Path
 
 from ctxbench.record import GIGA, MEBI, MIB, Row
+from ctxbench.tables import Column, Table
 
 TABLE_3_INPUT = {
     "batch": 1,
@@ -60,7 +61,7 @@ class Comparison:
 def folder() -> Path:
     """Where the CSV files are: in the installed package, or in the checkout's results."""
     packaged = Path(str(resources.files("ctxbench"))) / "published"
-    return packaged if packaged.is_dir() else Path(__file__).parents[1] / "results" / "published"
+    return packaged if packaged.is_dir() else Path(__file__).parents[2] / "results" / "published"
 
 
 def load(name: str) -> list[dict[str, str]]:
@@ -106,3 +107,35 @@ def value_here(rows: list[Row], spec: str, metric: str) -> float | None:
     values = (row[column] for row in rows if row["spec"] == spec and mode in (None, row["mode"]))
     value = next((value for value in values if value is not None), None)
     return None if value is None else value / scale
+
+
+def published_table(comparisons: list[Comparison]) -> Table[Comparison]:
+    """Published numbers beside those found here; where they differ, the reason if it is known."""
+    columns = [
+        Column[Comparison]("paper's name", lambda it: it.method, numeric=False),
+        Column[Comparison]("block", lambda it: it.spec, numeric=False),
+        Column[Comparison]("quantity", lambda it: LABELS[it.metric], numeric=False),
+        Column[Comparison]("printed", lambda it: f"{it.published:,.{it.digits}f}"),
+        Column[Comparison]("here", lambda it: f"{it.found:,.{max(it.digits, 1)}f}"),
+        Column[Comparison]("difference", lambda it: f"{100 * it.difference:+.1f}%"),
+        Column[Comparison]("verdict", verdict, numeric=False),
+    ]
+    sources = sorted({it.source for it in comparisons})
+    notes = [f"Printed: {source}, Table 3, input 1x512x128x128." for source in sources]
+    notes.append(
+        "Here: counted parameters and MACs, and predicted memory with the block's parameters and "
+        f"without its input. They agree where they are within {100 * TOLERANCE:.0f} %. The printed "
+        "times are of another machine and are not compared."
+    )
+    notes += [
+        f"{it.spec}, {LABELS[it.metric]}: {100 * it.difference:+.1f}%. {it.explanation}"
+        for it in comparisons
+        if it.explanation
+    ]
+    return Table("Numbers of the paper beside those found here", columns, comparisons, notes)
+
+
+def verdict(it: Comparison) -> str:
+    if it.agrees:
+        return "agrees"
+    return "differs, see note" if it.explanation else "differs"

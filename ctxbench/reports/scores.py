@@ -11,7 +11,8 @@ from statistics import mean
 from typing import Any
 
 from ctxbench.record import FAILED, Row
-from ctxbench.tables import MISSING, Column, Table, machine, number
+from ctxbench.reports.leaderboards import machine
+from ctxbench.tables import MISSING, Column, Table, number
 
 SHARED = (
     *("task", "preset", "model", "dataset", "train_iterations", "scoring", "first_weights"),

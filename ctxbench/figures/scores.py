@@ -12,11 +12,11 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from ctxbench.labels import label_ends
+from ctxbench.figures.labels import label_ends
+from ctxbench.figures.style import SIZE, STYLE, Picture, styles
 from ctxbench.panels import columns, path_of, small
-from ctxbench.plots import SIZE, STYLE, Picture, styles
 from ctxbench.record import Row
-from ctxbench.scores import (
+from ctxbench.reports.scores import (
     CHANCE,
     SCORES,
     SEGMENTED,

@@ -1,0 +1,1 @@
+"""Figures of records: pure functions, the same bytes for the same records."""

@@ -1,0 +1,1 @@
+"""From records to what is read: leaderboards, verdicts, published numbers beside measured ones, pages."""
