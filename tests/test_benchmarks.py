@@ -57,7 +57,8 @@ def test_a_file_by_pytest_benchmark_itself_is_read(tmp_path: Path) -> None:
     saved = tmp_path / "saved.json"
     options = [f"--benchmark-json={saved}", "--benchmark-max-time=0.001", "--benchmark-min-rounds=1"]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(test), *options]
-    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, timeout=120)
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    subprocess.run(command, cwd=tmp_path, env=environ, check=True, capture_output=True, timeout=120)
     found = read(saved)
     (only,) = found.entries
     assert (only.name, only.group) == ("test_sum", "test_it.py::test_sum")
