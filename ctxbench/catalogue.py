@@ -10,7 +10,8 @@ import blocks
 from ctxbench.cost import estimate
 from ctxbench.errors import RAISED, UsageError
 from ctxbench.outcome import disagreement
-from ctxbench.reports.leaderboards import metric_column, shape
+from ctxbench.reports.inputs import shape
+from ctxbench.reports.leaderboards import metric_column
 from ctxbench.settle import cannot_run
 from ctxbench.spec import BlockSpec, Cell, Grid, parse_blocks
 from ctxbench.tables import MISSING, Column, Table

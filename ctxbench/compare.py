@@ -13,7 +13,8 @@ from typing import Any
 from ctxbench import environment
 from ctxbench.errors import UsageError
 from ctxbench.record import FAILED, METRICS, Record, Row
-from ctxbench.reports.leaderboards import doubts, shape, trusted
+from ctxbench.reports.inputs import shape
+from ctxbench.reports.leaderboards import doubts, trusted
 from ctxbench.statistics import Median, median
 from ctxbench.tables import Column, Table, number, printable
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
+from collections.abc import Iterable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -137,10 +138,18 @@ def shortened(text: str) -> str:
     return text if len(text) <= MAX_TEXT else f"{text[:MAX_TEXT]}…"
 
 
+def print_lines(lines: Iterable[str]) -> None:
+    console = make_console()
+    for line in lines:
+        console.print(Text(printable(line)))
+
+
 def print_tables(tables: list[Table[Any]]) -> None:
     console = make_console()
     for table in tables:
         console.print(rich_table(table))
+        if table.verdict:
+            console.print(Text(printable(f"  {table.verdict}")))
         for note in table.notes:
             console.print(Text(printable(f"  {note}")), style="dim")
         console.print()
@@ -158,8 +167,15 @@ def rich_table(table: Table[Any]) -> RichTable:
             no_wrap=column is table.columns[0],
             min_width=None if not column.numeric else len(column.title.split()[0]),
         )
-    for row in table.text:
-        shown.add_row(*(Text(shortened(cell)) for cell in row))
+    for row, cells in zip(table.rows, table.text, strict=True):
+        best = [column.best(row) for column in table.columns]
+        style = "italic magenta" if table.source(row) else ""
+        shown.add_row(
+            *(
+                Text(shortened(cell), "bold green" if good else style)
+                for cell, good in zip(cells, best, strict=True)
+            )
+        )
     return shown
 
 

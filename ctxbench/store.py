@@ -31,6 +31,7 @@ NUMBERS = (
     "latency_ms_ci_low",
     "latency_ms_ci_high",
 )
+Commands = tuple[tuple[str, str], ...]
 TEMPORARY = re.compile(r".*\.tmp-\d+-[0-9a-f]+")
 STALE_AFTER_S = 3600
 
@@ -136,6 +137,17 @@ class RunStore:
         path = self.commands / f"{moment}-{secrets.token_hex(4)}.json"
         write_atomically(path, json.dumps(about, indent=1, sort_keys=True) + "\n")
 
+    def typed(self) -> Commands:
+        """The commands that were carried out here, the first one first; what cannot be read is left out."""
+        found = []
+        with contextlib.suppress(OSError):
+            for path in sorted(self.commands.glob("*.json")):
+                with contextlib.suppress(OSError, ValueError, RecursionError):
+                    about = json.loads(_read_text(path, MAX_RECORD_BYTES))
+                    if isinstance(about, dict) and isinstance(about.get("command"), str):
+                        found.append((str(about.get("started_utc", "")), about["command"]))
+        return tuple(sorted(found))
+
     def write_plan(self, cells: list[str]) -> None:
         """Note which cells are to be measured, so that a reader knows what is missing.
 
@@ -188,6 +200,7 @@ class Reading:
         missing: how many cells were planned and have no record.
         names: of the runs; they are the `run_id` of their records, whatever the folders were called.
         folders: of the runs, by their names.
+        commands: that made the runs, by their names: when each was begun, and its words.
     """
 
     records: list[Record]
@@ -195,6 +208,7 @@ class Reading:
     missing: int
     names: tuple[str, ...] = ()
     folders: dict[str, Path] = field(default_factory=dict)
+    commands: dict[str, Commands] = field(default_factory=dict)
 
     @classmethod
     def of(cls, folders: list[Path]) -> Reading:
@@ -216,7 +230,8 @@ class Reading:
             unreadable += damaged
             missing += len(store.planned() - {it.cell_id for it in found})
         places = {name: store.folder for name, store in zip(names, unique.values(), strict=True)}
-        return cls(list(records.values()), unreadable, missing, tuple(names), places)
+        typed = {name: store.typed() for name, store in zip(names, unique.values(), strict=True)}
+        return cls(list(records.values()), unreadable, missing, tuple(names), places, typed)
 
     @property
     def rows(self) -> list[Row]:

@@ -430,17 +430,19 @@ def test_report_writes_a_page_and_says_where() -> None:
 def test_the_papers_preset_prints_the_published_numbers_beside_ours() -> None:
     result = ctxbench("profile", "--preset", "paper", "--estimate", "--out", "run")
     assert result.exit_code == 0
-    assert "Numbers of the paper beside those found here" in result.stdout
+    assert "Published numbers beside those found here" in result.stdout
     lines = result.stdout.splitlines()
     printed = [
         row
         for row in published.load("paper")
-        if row["table"] == "Table 3" and row["metric"] in published.LABELS and row["block"] in blocks.names()
+        if row["table"] == "Table 3"
+        and row["metric"] in published.PROFILE_METRICS
+        and row["block"] in blocks.names()
     ]
     assert len(printed) == 20
     for row in printed:
         value = f"{float(row['value']):,.{len(row['value'].partition('.')[2])}f}"
-        quantity = published.LABELS[row["metric"]]
+        quantity = published.TITLES[row["metric"]]
         assert [
             line for line in lines if f" {row['spec']} " in line and quantity in line and value in line
         ], row

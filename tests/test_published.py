@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -10,16 +11,11 @@ import pytest
 import blocks
 from ctxbench.record import Row
 from ctxbench.reports import published
-from ctxbench.reports.published import LABELS, Comparison, compare_profile
+from ctxbench.reports.leaderboards import leaderboards
+from ctxbench.reports.published import FILES, Comparison, checked, compare_all
 from ctxbench.spec import parse_blocks
 from tests.factories import make_record
 
-FILES = ("paper", "mmseg_zoo", "generation")
-NUMBERS = {
-    "paper": ("value",),
-    "generation": ("value",),
-    "mmseg_zoo": ("miou", "miou_ms", "train_memory_gb"),
-}
 TABLE_3 = [row for row in published.load("paper") if row["table"] == "Table 3"]
 
 
@@ -34,7 +30,7 @@ def test_every_number_has_a_source(name: str) -> None:
 @pytest.mark.parametrize("name", FILES)
 def test_every_number_is_a_number(name: str) -> None:
     for row in published.load(name):
-        values = [row[column] for column in NUMBERS[name]]
+        values = [row[column] for column in ("value",)]
         assert any(values), row
         assert all(math.isfinite(float(value)) and float(value) >= 0 for value in values if value), row
 
@@ -75,41 +71,78 @@ def measured(**fields: Any) -> Row:
     return make_record(**(table_3 | fields)).row
 
 
+def found_in(*rows: Row) -> dict[str, Comparison]:
+    """What was found of the published numbers, by the block's name and the metric."""
+    return {f"{it.spec} {it.claim.metric}": it for it in checked(compare_all(rows))}
+
+
+def trained(**fields: Any) -> Row:
+    """A training of HamNet on VOC by the paper's recipe."""
+    about: dict[str, Any] = {
+        **{"kind": "task", "task": "voc", "preset": "paper", "model": "hamnet-voc-r50", "dataset": "voc"},
+        **{"train_iterations": 30_000, "protocol_json": "{}", "scoring": "single", "metric": "miou"},
+        **{"spec": "ham-nmf", "miou": 0.78, "mode": "train"},
+    }
+    return make_record(**(about | fields)).row
+
+
+def test_every_number_is_in_one_of_three_states() -> None:
+    found = compare_all([])
+    assert len(found) == sum(len(published.load(name)) for name in FILES)
+    assert {it.state for it in found} == {"cannot be checked here"}
+    assert all(it.reason for it in found)
+
+
+def test_every_source_has_an_address() -> None:
+    for claim in published.claims():
+        assert claim.origin.url.startswith("https://")
+
+
 def test_only_the_papers_input_is_compared_with_the_paper() -> None:
-    assert compare_profile([measured()])
+    assert found_in(measured())
     for other in ({"batch": 2}, {"channels": 256}, {"height": 64}, {"width": 64}, {"dtype": "bfloat16"}):
-        assert compare_profile([measured(**other)]) == [], other
-    assert compare_profile([measured(spec="a2[c_m=64]")]) == []
-    assert compare_profile([]) == []
+        assert found_in(measured(**other)) == {}, other
+    assert found_in(measured(spec="a2[c_m=64]")) == {}
+    assert found_in() == {}
 
 
 def test_memory_is_compared_with_the_number_of_the_same_mode() -> None:
-    found = {it.metric: it for it in compare_profile([measured(mode="train")])}
-    assert "gpu_memory_train" in found
-    assert "gpu_memory_infer" not in found
-    assert found["gpu_memory_train"].published == 326
-    assert found["gpu_memory_train"].found == 3  # MiB
+    found = found_in(measured(mode="train"))
+    assert "a2 gpu_memory_infer" not in found
+    assert found["a2 gpu_memory_train"].published == 326
+    assert found["a2 gpu_memory_train"].found == 3  # MiB
 
 
-def test_times_of_another_machine_are_not_compared() -> None:
-    printed = {row["metric"] for row in TABLE_3}
-    assert {"gpu_time_train", "gpu_time_infer"} <= printed
-    compared = {it.metric for it in compare_profile([measured(), measured(mode="train")])}
-    assert compared == {"params", "macs", "gpu_memory_infer", "gpu_memory_train"} == set(LABELS)
+def test_times_are_compared_on_a_gpu_alone_and_as_multiples_of_self_attention() -> None:
+    assert not [name for name in found_in(measured(), measured(spec="self-attn")) if "time" in name]
+    gpu = {"device_type": "cuda", "device_name": "a GPU"}
+    assert not [name for name in found_in(measured(**gpu)) if "time" in name], "nothing to compare by"
+    times = {"latency_ms_ci_low": 1.0, "latency_ms_ci_high": 99.0}
+    rows = [
+        measured(**gpu, **times, spec=spec, latency_ms_median=ms)
+        for spec, ms in (("self-attn", 8.0), ("a2", 2.0))
+    ]
+    found = found_in(*rows)["a2 gpu_time_infer"]
+    unit = next(
+        float(row["value"])
+        for row in TABLE_3
+        if (row["spec"], row["metric"]) == ("self-attn", "gpu_time_infer")
+    )
+    assert found.found == pytest.approx(unit / 4)
 
 
 def test_what_was_not_measured_is_not_compared() -> None:
     row = measured(memory_predicted_bytes=None, macs_counted=None, macs_formula=None, params=None)
-    assert compare_profile([row]) == []
+    assert found_in(row) == {}
 
 
 def test_a_number_says_whose_it_is_and_why_it_differs() -> None:
-    compared = {it.metric: it for it in compare_profile([measured(mode="train")])}
-    params = compared["params"]
-    assert (params.method, params.spec, params.published, params.digits) == ("A2", "a2", 1.01, 2)
-    assert "ICLR 2021" in params.source
+    found = found_in(measured(mode="train"))
+    params = found["a2 params"]
+    assert (params.method, params.spec, params.published, params.claim.digits) == ("A2", "a2", 1.01, 2)
+    assert "ICLR 2021, Table 3" in params.claim.origin.name
     assert "bias" in params.explanation
-    assert compared["macs"].explanation == ""
+    assert found["a2 macs"].explanation == ""
 
 
 @pytest.mark.parametrize(
@@ -117,6 +150,59 @@ def test_a_number_says_whose_it_is_and_why_it_differs() -> None:
     [(100, True), (100.9, True), (99.1, True), (101.5, False), (98, False), (0, False)],
 )
 def test_agreement_means_within_one_percent(value: float, reproduced: bool) -> None:
-    it = Comparison("A", "a", "macs", 100, 0, value, "source", "")
+    claim = dataclasses.replace(published.claims()[0], value="100")
+    it = Comparison(claim, value)
     assert it.difference == pytest.approx(value / 100 - 1)
     assert it.agrees == reproduced
+    assert it.state == ("reproduced" if reproduced else "not reproduced")
+
+
+def test_scores_are_reproduced_within_the_range_of_the_seeds() -> None:
+    rows = [trained(seed=seed, miou=miou) for seed, miou in enumerate((0.76, 0.785))]
+    claims = {it.claim.statistic: it for it in checked(compare_all(rows))}
+    assert (claims["mean"].published, claims["best"].published) == (77.8, 78.3)
+    assert claims["mean"].found == pytest.approx(77.25)
+    assert claims["best"].found == pytest.approx(78.5)
+    assert {it.state for it in claims.values()} == {"reproduced"}
+    low = checked(compare_all([trained(miou=0.7)]))
+    assert {it.state for it in low} == {"not reproduced"}
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"model": "hamnet-r50"},
+        {"preset": "mmseg"},
+        {"dataset": "legend-14"},
+        {"spec": "ham-nmf[rank=8]"},
+        {"task": "ade20k"},
+        {"status": "crashed"},
+        {"scoring": "ms-flip-logits"},
+        {"train_iterations": 0},
+    ],
+    ids=str,
+)
+def test_scores_of_another_network_recipe_or_data_are_not_compared(other: dict[str, Any]) -> None:
+    assert found_in(trained(**other)) == {}
+
+
+def test_a_training_that_is_missing_is_named_by_its_command() -> None:
+    reasons = {it.reason for it in compare_all([])}
+    assert (
+        "no training of it: `ctxbench task voc --preset paper --model hamnet-voc-r50 --blocks ham-nmf`"
+        in reasons
+    )
+
+
+def test_the_leaderboard_of_the_papers_input_has_the_papers_rows_below_its_own() -> None:
+    (table,) = leaderboards([measured(), measured(spec="self-attn")], "self-attn")
+    names = [cells[0] for cells in table.text]
+    assert names[:2] == ["a2", "self-attn"]
+    assert "A2 (published)" in names[2:]
+    shown = dict(zip(names, table.text, strict=True))
+    assert "published" in shown["A2 (published)"][-1]
+    assert [table.source(row) is not None for row in table.rows] == [
+        name.endswith("(published)") for name in names
+    ]
+    (other,) = leaderboards([measured(height=64), measured(spec="self-attn", height=64)], "self-attn")
+    assert len(other.rows) == 2

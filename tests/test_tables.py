@@ -323,7 +323,7 @@ def shown_cells(text: str) -> list[str]:
         assert token.type not in ("html_block", "html_inline", "code_block", "fence")
         if token.type == "inline":
             kinds = {child.type for child in token.children or []}
-            assert kinds <= {"text", "text_special"}, kinds
+            assert kinds <= {"text", "text_special", "code_inline"}, kinds
             cells.append("".join(child.content for child in token.children or []))
     return cells
 
@@ -348,7 +348,7 @@ def test_markdown_shows_hostile_text_as_it_is(text: str) -> None:
         "1",
         "plain",
         "1",
-        one_line(f"note {text}"),
+        one_line(f"note {text}").replace("`code`", "code"),  # names in sentences are set as code
     ]
 
 

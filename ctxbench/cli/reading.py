@@ -8,35 +8,98 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ctxbench.cli.options import FiniteRange, baseline_option, strict_option
+from ctxbench.cli.options import RUNS, FiniteRange, baseline_option, strict_option
 from ctxbench.cli.program import OK, REGRESSION, SOME_FAILED, main, say
 from ctxbench.errors import UsageError, first_line
 
 if TYPE_CHECKING:
+    from ctxbench.reports.report import Report
     from ctxbench.store import Reading
 
 
 @main.command("report")
-@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN...")
+@click.argument("runs", nargs=-1, type=click.Path(path_type=Path), metavar="[RUN]...")
 @click.option(
     "--out", type=click.Path(path_type=Path), default="report", show_default=True, help="Folder to write."
 )
+@click.option("--figures", is_flag=True, help="Write all figures alone, as PNG, SVG and PDF for a paper.")
+@click.option("--terminal", is_flag=True, help="Print the leaderboards here instead of writing files.")
+@click.option("--badges", is_flag=True, help="Write badges for a README alone: costs over the baseline's.")
+@click.option(
+    "--markdown", type=click.Path(path_type=Path), help="Write the tables alone, as Markdown, to this file."
+)
+@click.option(
+    "--site",
+    type=click.Path(path_type=Path),
+    help="Write a site to this folder: a page for each run, and one that compares them.",
+)
 @baseline_option
 @strict_option
-def report_command(runs: tuple[Path, ...], out: Path, baseline: str | None, strict: bool) -> int:
+def report_command(
+    *,
+    runs: tuple[Path, ...],
+    out: Path,
+    figures: bool,
+    terminal: bool,
+    badges: bool,
+    markdown: Path | None,
+    site: Path | None,
+    baseline: str | None,
+    strict: bool,
+) -> int:
     """Turn runs into a page, Markdown tables and figures.
 
-    RUN is the folder of a run, or a JSON file that pytest-benchmark saved.
+    RUN is the folder of a run, or a JSON file that pytest-benchmark saved (default: the runs in results/runs).
     """
     from ctxbench import benchmarks
     from ctxbench.reports.report import Report
     from ctxbench.store import Reading
 
+    if sum((figures, terminal, badges, markdown is not None, site is not None)) > 1:
+        raise UsageError("--figures, --terminal, --badges, --markdown and --site: one at a time")
+    runs = runs or all_runs()
     files = [path for path in runs if benchmarks.is_benchmark_file(path)]
     reading = Reading.of([path for path in runs if path not in files])
     report = Report.of(reading, baseline, [benchmarks.read(path) for path in files])
-    click.echo(f"report: {report.write(out)}")
+    if terminal:
+        print_report(report)
+    elif figures:
+        click.echo(f"figures: {report.write_figures(out)}")
+    elif badges:
+        from ctxbench.reports.badges import write_badges
+
+        click.echo(f"badges: {write_badges(report.blocks, report.baseline, out)}")
+    elif markdown is not None:
+        from ctxbench.store import write_atomically
+
+        write_atomically(writable_file(markdown), report.markdown())
+    elif site is not None:
+        from ctxbench.reports.site import write_site
+
+        click.echo(f"site: {write_site(reading, site, baseline)}")
+    else:
+        click.echo(f"report: {report.write(out)}")
     return judge(reading, strict)
+
+
+def all_runs() -> tuple[Path, ...]:
+    """The folders of runs that lie where they are written unless another place is named.
+
+    Raises:
+        UsageError: if there are none.
+    """
+    found = tuple(sorted(path.parent for path in RUNS.glob("*/records")))
+    if not found:
+        raise UsageError(f"there are no runs in {RUNS}; name the folders of some")
+    return found
+
+
+def print_report(report: Report) -> None:
+    """What the page says, but for its figures."""
+    from ctxbench.console import print_lines, print_tables
+
+    print_lines([*report.summary, "", *(f"{it.about}: {it.said}" for it in report.answers), ""])
+    print_tables(report.tables)
 
 
 @main.command("compare")

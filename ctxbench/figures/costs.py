@@ -1,233 +1,189 @@
-"""Figures of a run: pure functions of its records."""
+"""What blocks cost: over the resolution, and latency against memory."""
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, cast
+from collections import Counter
+from functools import partial
 
-import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
+from ctxbench.figures.frontier import draw_frontier, pareto
+from ctxbench.figures.inputs import LATENCY, Course, Group, courses, drawable, left_out, resolution, usable
 from ctxbench.figures.labels import label_ends, label_points
-from ctxbench.figures.style import CONTROL, SIZE, STYLE, Picture, styles
+from ctxbench.figures.style import MOST, SMALL, WIDTH, Looks, Picture, height_for
+from ctxbench.figures.ticks import heading, named_ticks, plain_numbers
 from ctxbench.record import METRICS, Row
-from ctxbench.reports.leaderboards import machine
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-COUNTED = (
-    ("macs_total", "macs", "MACs"),
-    ("memory_predicted_bytes", "memory", "Predicted peak memory"),
-)
-INPUT = ["mode", "batch", "channels", "dtype"]
+MACS, MEMORY = "macs_total", "memory_predicted_bytes"
+WHAT = {
+    LATENCY: ("latency", "Latency"),
+    MEMORY: ("memory", "Predicted peak memory"),
+    MACS: ("macs", "MACs"),
+}
+MARK, ABOVE = 7, 14  # points from one cross to the next, and above the highest
 
 
-def figures(frame: pd.DataFrame) -> list[Picture]:
-    """All figures that the records allow.
-
-    What is counted or predicted is the same on every machine and stands in one figure; what was
-    measured has a figure for each environment.
-    """
-    usable = frame[frame["status"].isin(["ok", "skipped"])]
-    measured = usable[usable["latency_ms_median"].notna()]
-    look = styles(frame)
-    found = []
-    with matplotlib.rc_context(cast(Any, STYLE)):
-        for _, every in usable.groupby(INPUT):
-            members, missing = one_shape_each(every)
-            about, name = described(first(members)), slug(first(members))
-            for column, stem, what in COUNTED:
-                if figure := cost_over_resolution(members, column, look, about):
-                    caption = f"{what} ({about}){left_out(members[members[column] == 0])}{missing}"
-                    found.append(Picture(f"{stem}-{name}", caption, figure))
-        for _, every in measured.groupby([*INPUT, "compiled", "env_hash"]):
-            # The control does no work: it would win every contest, and stretch the axes of what works.
-            members, missing = one_shape_each(newest_code(every[every["family"] != CONTROL]))
-            if members.empty:
-                continue
-            about, name = described(first(members), measured=True), slug(first(members), measured=True)
-            missing = left_out(every[every["family"] == CONTROL]) + missing
-            if figure := cost_over_resolution(members, "latency_ms_median", look, about):
-                caption = f"Latency, {spread_of(members)} ({about}){missing}"
-                found.append(Picture(f"latency-{name}", caption, figure))
-            if figure := latency_against_memory(members, look, about):
-                caption = (
-                    f"Latency against predicted peak memory ({about}); of the blocks that do work, none lies "
-                    f"below and left of the line{missing}"
-                )
-                found.append(Picture(f"pareto-{name}", caption, figure))
-    return found
-
-
-def one_shape_each(frame: pd.DataFrame) -> tuple[pd.DataFrame, str]:
-    """Of several shapes with as many pixels the squarest, the same for all blocks; and a word on the others."""
-    sides = frame[["pixels", "height", "width"]].drop_duplicates()
-    sides = sides.assign(length=sides["height"] + sides["width"]).sort_values(["pixels", "length", "height"])
-    chosen = sides.drop_duplicates("pixels")
-    others = sides.drop(chosen.index)
-    named = ", ".join(map(resolution, others.to_dict("records")))
-    kept = frame.merge(chosen[["height", "width"]], on=["height", "width"])
-    return kept, f"; as many pixels, and not shown: {named}" if named else ""
-
-
-def newest_code(frame: pd.DataFrame) -> pd.DataFrame:
-    """What the latest version of the program measured of each cell; tables show the others as well."""
-    return (
-        frame.sort_values("created_utc")
-        .drop_duplicates(["spec", "height", "width"], keep="last")
-        .sort_index()
-    )
-
-
-def left_out(members: pd.DataFrame) -> str:
-    """What a logarithmic axis, or a contest of work, has no place for."""
-    names = ", ".join(dict.fromkeys(members["spec"]))
-    return f"; not shown, as it does no work: {names}" if names else ""
-
-
-def spread_of(members: pd.DataFrame) -> str:
-    """What a point and its bar mean, for one run or for several."""
-    runs = sorted(set(members["runs"]))
-    if runs == [1]:
-        return "median with its 95 % interval"
-    return f"median and range of {' to '.join(map(str, dict.fromkeys((runs[0], runs[-1]))))} runs"
-
-
-def first(members: pd.DataFrame) -> Row:
-    """A row that stands for what all rows of a group share."""
-    return {str(name): value for name, value in members.iloc[0].items()}
-
-
-def described(row: Row, measured: bool = False) -> str:
-    """The input in words and, for what was measured, the machine."""
-    mode = "inference" if row["mode"] == "infer" else "training, forward and backward"
-    about = f"{mode}, batch {row['batch']}, {row['channels']} channels, {row['dtype']}"
-    if not measured:
-        return about
-    return f"{about}{', compiled' if row['compiled'] else ''}; {machine(row)}"
-
-
-def slug(row: Row, measured: bool = False) -> str:
-    """The same as part of a file name."""
-    parts = [row["mode"], f"b{row['batch']}", f"c{row['channels']}", row["dtype"]]
-    if measured:
-        parts += [*(["compiled"] if row["compiled"] else []), row["env_hash"][:6]]
-    return "-".join(parts)
-
-
-def cost_over_resolution(
-    frame: pd.DataFrame, column: str, look: dict[str, dict[str, Any]], about: str
-) -> Figure | None:
-    """One column against the number of pixels, log-log, one line per spec, labelled at its end."""
-    data = frame[drawable(frame[column])]
-    data = data[data.groupby("spec")["pixels"].transform("nunique") > 1]
-    if data.empty:
+def over_resolution(group: Group, column: str, look: Looks) -> Picture | None:
+    """One of the columns of `WHAT` against the number of pixels; None where no block has two sizes."""
+    found = [it for it in courses(group.rows, column) if it.failed or len(it.good) > 1]
+    if not any(it.good and len(it.rows) > 1 for it in found):
         return None
+    stem, what = WHAT[column]
+    shown = found[:MOST]
+    caption = f"{what}{spread_of(shown) if column == LATENCY else ''} ({group.about}){group.missing}"
+    if column != LATENCY:
+        caption += left_out(row["spec"] for row in group.rows if row[column] == 0)
+    if failed := sorted({row["status"] for it in shown for row in it.failed}):
+        caption += f"; x: {', '.join(failed)}"
+    caption += fewer(len(shown), len(found))
+    draw = partial(draw_over_resolution, shown, column, look, group.about)
+    return Picture(f"{stem}-{group.slug}", caption, draw)
+
+
+def fewer(shown: int, found: int) -> str:
+    return f"; the first {shown} of {found} blocks" if shown < found else ""
+
+
+def spread_of(found: list[Course]) -> str:
+    """What a point and its bar mean, for one run or for several."""
+    runs = sorted({row["runs"] for it in found for row in it.good})
+    if runs == [1]:
+        return ", median with its 95 % interval"
+    return f", median and range of {' to '.join(map(str, dict.fromkeys((runs[0], runs[-1]))))} runs"
+
+
+def draw_over_resolution(found: list[Course], column: str, look: Looks, about: str) -> Figure:
+    """Log-log, one line per block, labelled at its end; crosses where it failed."""
     metric = METRICS[column]
-    figure = Figure(figsize=SIZE)
+    figure = Figure(figsize=(WIDTH, height_for(len(found))))
     axes = figure.subplots()
-    ends = []
-    for name, members in data.groupby("spec", sort=False):
-        spec = str(name)
-        # An estimate and a measurement of the same cell agree in cost; the measured row is kept.
-        rows = members.sort_values(["pixels", "estimated"]).drop_duplicates("pixels")
-        y = rows[column] / metric.scale
-        axes.plot(rows["pixels"], y, **look[spec], markeredgecolor="white", markeredgewidth=0.5)
-        if column == "latency_ms_median":
-            low, high = rows["latency_ms_ci_low"], rows["latency_ms_ci_high"]
-            axes.vlines(rows["pixels"], low, high, color=look[spec]["color"], linewidth=1)
-        ends.append((float(rows["pixels"].iloc[-1]), float(y.iloc[-1]), spec))
     axes.set(xscale="log", yscale="log", ylabel=metric.title, xlabel="resolution")
     axes.set_title(heading(about), parse_math=False)
-    resolution_ticks(axes, data)
-    plain_numbers(axes)
+    for course in found:
+        style, pixels = look[course.spec], [row["pixels"] for row in course.good]
+        axes.plot(pixels, [row[column] / metric.scale for row in course.good], **style)
+        if column == LATENCY:
+            low, high = ([row[f"latency_ms_ci_{end}"] for row in course.good] for end in ("low", "high"))
+            axes.vlines(pixels, low, high, color=style["color"], linewidth=1)
+    heights = {
+        (course.spec, row["pixels"]): row[column] / metric.scale
+        for course in found
+        for row in course.rows
+        if drawable(row[column])
+    }
+    axes.update_datalim([(pixels, height) for (_, pixels), height in heights.items()])
+    heights |= at_the_top(axes, found, heights)
+    for course in found:
+        if course.failed:
+            draw_failures(axes, course, heights, look[course.spec]["color"])
+    name_failures(axes, found, heights)
+    named_ticks(axes, *sizes(found))
+    plain_numbers(axes.yaxis)
+    ends = [
+        (course.rows[-1]["pixels"], heights[course.spec, course.rows[-1]["pixels"]], course.spec)
+        for course in found
+    ]
     label_ends(axes, ends, look)
     return figure
 
 
-def drawable(values: pd.Series[float]) -> pd.Series[bool]:
-    """What a logarithmic axis can show; beyond these bounds lies no measurement."""
-    return (values > 1e-9) & (values < 1e24)
+Heights = dict[tuple[str, int], float]  # of what is drawn of a block at a number of pixels
 
 
-def latency_against_memory(frame: pd.DataFrame, look: dict[str, dict[str, Any]], about: str) -> Figure | None:
-    """Latency and memory at the largest measured resolution, with the Pareto frontier."""
-    data = frame[drawable(frame["memory_predicted_bytes"]) & drawable(frame["latency_ms_median"])]
-    data = data[data["pixels"] == data["pixels"].max()].drop_duplicates("spec")
-    if len(data) < 2:
-        return None
-    figure = Figure(figsize=SIZE)
-    axes = figure.subplots()
-    points = []
-    for row in data.to_dict("records"):
-        x, y = (
-            row["memory_predicted_bytes"] / METRICS["memory_predicted_bytes"].scale,
-            row["latency_ms_median"],
+def sizes(found: list[Course]) -> tuple[list[int], list[str]]:
+    """Every number of pixels, and the resolution it stands for."""
+    names = {row["pixels"]: resolution(row) for course in found for row in course.rows}
+    return sorted(names), [names[pixels] for pixels in sorted(names)]
+
+
+def at_the_top(axes: Axes, found: list[Course], heights: Heights) -> Heights:
+    """Where failures are marked of which no cost is known: above all others, and above one another.
+
+    Those of blocks that cost more, where they last did not fail, stand higher.
+    """
+    stacks: dict[int, list[tuple[float, str]]] = {}
+    for course in found:
+        last = max((heights[course.spec, row["pixels"]] for row in course.good), default=0.0)
+        for row in course.failed:
+            if (course.spec, row["pixels"]) not in heights:
+                stacks.setdefault(row["pixels"], []).append((last, course.spec))
+    if not stacks:
+        return {}
+    tallest = max(map(len, stacks.values()))
+    points = 72 * (height_for(len(found)) - 1)  # of the axes, about
+    step = min(MARK, 0.4 * points / tallest)
+    bottom, top = axes.get_ylim()
+    span = math.log(top / bottom) / (1 - (step * tallest + ABOVE) / points)
+    axes.set_ylim(bottom, bottom * math.exp(span))
+    return {
+        (spec, pixels): bottom * math.exp(span * (1 - (ABOVE + step * place) / points))
+        for pixels, stack in stacks.items()
+        for place, (_, spec) in enumerate(sorted(stack, reverse=True))
+    }
+
+
+def draw_failures(axes: Axes, course: Course, heights: Heights, colour: str) -> None:
+    """A cross for each, and a dotted line to them from where the block last did not fail."""
+    way = [(row["pixels"], heights[course.spec, row["pixels"]]) for row in course.rows]
+    failed = {row["pixels"] for row in course.failed}
+    last = max((index for index, (pixels, _) in enumerate(way) if pixels not in failed), default=0)
+    axes.plot(*zip(*way[last:], strict=True), ":", color=colour, linewidth=0.8)
+    crosses = [it for it in way if it[0] in failed]
+    axes.plot(*zip(*crosses, strict=True), "x", color=colour)
+
+
+def name_failures(axes: Axes, found: list[Course], heights: Heights) -> None:
+    """The statuses at a resolution, once, above the highest cross."""
+    marked: dict[int, list[tuple[float, str]]] = {}
+    for course in found:
+        for row in course.failed:
+            marked.setdefault(row["pixels"], []).append((heights[course.spec, row["pixels"]], row["status"]))
+    for pixels, crosses in marked.items():
+        counts = Counter(status for _, status in crosses).most_common()
+        words = ", ".join(
+            f"{count} {status}" if len(counts) > 1 else status for status, count in sorted(counts)
         )
-        points.append((x, y, row["spec"]))
-        style = look[row["spec"]] | {"linestyle": "none"}
-        axes.plot([x], [y], **style, markersize=8, markeredgecolor="white")
-    axes.set(
-        xscale="log",
-        yscale="log",
-        xlabel=METRICS["memory_predicted_bytes"].title,
-        ylabel=METRICS["latency_ms_median"].title,
+        axes.annotate(
+            words,
+            xy=(pixels, max(crosses)[0]),
+            xytext=(0, 4),
+            textcoords="offset points",
+            ha="center",
+            fontsize=SMALL,
+            color="#555555",
+        )
+
+
+def latency_against_memory(group: Group, look: Looks) -> Picture | None:
+    """Latency and memory at the largest resolution that has two blocks, with the Pareto frontier."""
+    points = [row for row in group.rows if usable(row, LATENCY) and usable(row, MEMORY)]
+    largest = max((row["pixels"] for row in points), default=0)
+    latest = {row["spec"]: row for row in points if row["pixels"] == largest}
+    if len(latest) < 2:
+        return None
+    shown = [row for _, row in sorted(latest.items())][:MOST]
+    caption = (
+        f"Latency against predicted peak memory ({group.about}); of the blocks that do work, none lies "
+        f"below and left of the line{group.missing}{fewer(len(shown), len(latest))}"
     )
-    axes.set_title(heading(f"{about}, at {resolution(data.iloc[0])}"), parse_math=False)
+    draw = partial(draw_latency_against_memory, shown, look, group.about)
+    return Picture(f"pareto-{group.slug}", caption, draw)
+
+
+def draw_latency_against_memory(rows: list[Row], look: Looks, about: str) -> Figure:
+    memory, latency = METRICS[MEMORY], METRICS[LATENCY]
+    figure = Figure(figsize=(WIDTH, height_for(len(rows))))
+    axes = figure.subplots()
+    points = [(row[MEMORY] / memory.scale, row[LATENCY] / latency.scale, row["spec"]) for row in rows]
+    for x, y, spec in points:
+        axes.plot([x], [y], **look[spec] | {"linestyle": "none"}, markersize=7)
+    axes.set(xscale="log", yscale="log", xlabel=memory.title, ylabel=latency.title)
+    axes.set_title(f"{heading(about)}, at {resolution(rows[0])}", parse_math=False)
     axes.margins(0.15)
-    plain_numbers(axes, both=True)
+    plain_numbers(axes.xaxis)
+    plain_numbers(axes.yaxis)
     draw_frontier(axes, pareto([(x, y) for x, y, _ in points]))
     label_points(axes, points, look)
     return figure
-
-
-def draw_frontier(axes: Axes, frontier: list[tuple[float, float]]) -> None:
-    """Join the frontier by steps, and carry it on to the edges of the axes."""
-    axes.autoscale(False)
-    right, top = axes.get_xlim()[1], axes.get_ylim()[1]
-    x, y = zip(*frontier, strict=True)
-    axes.step([x[0], *x, right], [top, *y, y[-1]], where="post", color="#999999", linewidth=1, zorder=0)
-
-
-def heading(about: str) -> str:
-    """The input on the first line, the machine on the second."""
-    return about.replace("; ", "\n")
-
-
-def pareto(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """The points that no other beats in both coordinates (lower is better), from left to right."""
-    best, frontier = math.inf, []
-    for x, y in sorted(points):
-        if y < best:
-            best = y
-            frontier.append((x, y))
-    return frontier
-
-
-def resolution(row: Any) -> str:
-    return f"{int(row['height'])}x{int(row['width'])}"
-
-
-def resolution_ticks(axes: Axes, data: pd.DataFrame) -> None:
-    shown = data.drop_duplicates("pixels").sort_values("pixels")
-    axes.set_xticks(shown["pixels"], [resolution(row) for row in shown.to_dict("records")])
-    places = [math.log(pixels) for pixels in shown["pixels"]]
-    steps = [after - before for before, after in itertools.pairwise(places)]
-    if min(steps, default=1) < 0.12 * (places[-1] - places[0]):
-        axes.tick_params("x", labelrotation=35)
-    axes.xaxis.set_minor_locator(NullLocator())
-
-
-def plain_numbers(axes: Axes, both: bool = False) -> None:
-    """Ticks like 0.1, 10 and 1,000 instead of powers of ten; also 2 and 5 where there are few."""
-    for axis in (axes.yaxis, axes.xaxis) if both else (axes.yaxis,):
-        low, high = axis.get_view_interval()
-        steps = (1, 2, 5) if high < 1000 * low else (1,)
-        axis.set_major_locator(LogLocator(subs=steps))
-        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
-        axis.set_minor_formatter(NullFormatter())

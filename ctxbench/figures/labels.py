@@ -2,59 +2,109 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from typing import Any
+from collections.abc import Iterable
+from typing import Literal
 
+import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.transforms import Bbox
+
+from ctxbench.figures.style import LINE, NAME, Looks, ink, short
+
+End = tuple[float, float, str]  # where a line ends, or a point lies, and its name
+ANGLES = (0, 180, 45, -45, 135, -135, 90, -90)  # degrees; where a name may stand, the best place first
+RINGS = (7, 13, 20, 28, 38, 50, 64, 80, 100, 125, 150)  # points between a name and what it belongs to
+CLEAR = 4  # points around a marker
 
 
-def label_ends(
-    axes: Axes, ends: list[tuple[float, float, str]], look: dict[str, dict[str, Any]], log: bool = True
-) -> None:
-    """Write each line's name to the right of its end, pushed apart where ends crowd; `log`: the y axis is."""
-    axes.figure.canvas.draw()
-    bottom, top = axes.get_ylim()
-    gap = 0.048  # a line of text, in parts of the axes' height
-    ends = sorted(ends, key=lambda end: (end[1], end[2]))
-    if log:
-        wanted = [math.log(y / bottom) / math.log(top / bottom) for _, y, _ in ends]
-    else:
-        wanted = [(y - bottom) / (top - bottom) for _, y, _ in ends]
-    room = [min(place, 1 - gap * below) for below, place in enumerate(reversed(wanted))]
-    places = spread(room[::-1], gap)  # none above the axes
-    for (x, y, spec), place in zip(ends, places, strict=True):
+def label_ends(axes: Axes, ends: list[End], look: Looks) -> None:
+    """Write each line's name to the right of its end, pushed apart where ends crowd."""
+    axes.figure.draw_without_rendering()
+    gap = LINE * axes.figure.dpi / axes.get_window_extent().height
+    to_parts = axes.transData + axes.transAxes.inverted()
+    placed = sorted((float(to_parts.transform((x, y))[1]), name, x, y) for x, y, name in ends)
+    places = within(spread([place for place, *_ in placed], gap), gap)
+    for (_, name, x, y), place in zip(placed, places, strict=True):
+        colour = look[name]["color"]
         axes.annotate(
-            spec,
+            short(name),
             xy=(x, y),
             xytext=(1.03, place),
             textcoords="axes fraction",
             va="center",
-            color=look[spec]["color"],
-            fontsize=8,
+            color=ink(colour),
+            fontsize=NAME,
             parse_math=False,
-            arrowprops={"arrowstyle": "-", "color": look[spec]["color"], "lw": 0.5, "alpha": 0.6},
+            arrowprops={"arrowstyle": "-", "color": colour, "lw": 0.5, "alpha": 0.6},
         )
 
 
-def label_points(axes: Axes, points: list[tuple[float, float, str]], look: dict[str, dict[str, Any]]) -> None:
-    """Write each point's name beside it: names of points of nearly equal height move apart."""
-    (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
-    span = math.log(top / bottom)
-    aside = (right / left) ** 0.016
-    points = sorted(points, key=lambda point: (point[1], point[2]))
-    places = spread([math.log(y / bottom) / span for _, y, _ in points], 0.045)
-    for (x, y, spec), place in zip(points, places, strict=True):
-        moved = bottom * math.exp(span * place)
-        axes.annotate(
-            spec,
+def label_points(axes: Axes, points: list[End], look: Looks, others: Iterable[End] = ()) -> None:
+    """Write each point's name beside it, or as near as there is room, with a line to it.
+
+    Args:
+        others: points without a name, which no name may hide.
+    """
+    axes.figure.draw_without_rendering()
+    axes.figure.set_layout_engine("none")  # what is placed now must not move
+    scale = axes.figure.dpi / 72  # pixels in a point
+    room = axes.get_window_extent()
+    taken = [text.get_window_extent() for text in axes.texts]
+    for x, y, _ in [*points, *others]:
+        left, bottom = axes.transData.transform((x, y)) - CLEAR * scale
+        taken.append(Bbox.from_bounds(left, bottom, 2 * CLEAR * scale, 2 * CLEAR * scale))
+    for x, y, name in sorted(points, key=lambda point: (point[1], point[0], point[2])):
+        colour = look[name]["color"]
+        text = axes.annotate(
+            short(name),
             xy=(x, y),
-            xytext=(x * aside, moved),
+            xytext=(0, 0),
+            textcoords="offset points",
             va="center",
-            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5},
-            fontsize=8,
+            color=ink(colour),
+            fontsize=NAME,
             parse_math=False,
-            color=look[spec]["color"],
+            arrowprops={"arrowstyle": "-", "color": colour, "lw": 0.5, "alpha": 0.6, "shrinkA": 0},
         )
+        size = text.get_window_extent().size / scale
+        here = axes.transData.transform((x, y))
+        boxes = {place: shifted(here, place, size, scale) for place in PLACES}
+        free = (it for it, box in boxes.items() if inside(box, room) and not box.count_overlaps(taken))
+        place = next(free, PLACES[0])
+        taken.append(boxes[place])
+        text.set_horizontalalignment(side(place[0]))
+        text.set_position(place)
+
+
+Place = tuple[float, float]  # of a name, in points to the right of what it belongs to and above it
+PLACES: list[Place] = [
+    (round(ring * math.cos(math.radians(angle)), 1), round(ring * math.sin(math.radians(angle)), 1))
+    for ring, angle in itertools.product(RINGS, ANGLES)
+]
+
+
+def side(dx: float) -> Literal["left", "center", "right"]:
+    """The end of a name that is turned to its point."""
+    return "left" if dx > 0 else "right" if dx < 0 else "center"
+
+
+def shifted(here: np.ndarray, place: Place, size: np.ndarray, scale: float) -> Bbox:
+    """Where a name would be drawn, in pixels.
+
+    Args:
+        here: its point, in pixels.
+        size: of the name, in points.
+    """
+    width, height = size
+    before = {"left": 0.0, "center": width / 2, "right": width}[side(place[0])]
+    left, bottom = here + scale * np.array((place[0] - before, place[1] - height / 2))
+    return Bbox.from_bounds(left, bottom, scale * width, scale * height)
+
+
+def inside(box: Bbox, room: Bbox) -> bool:
+    return bool(room.x0 <= box.x0 and box.x1 <= room.x1 and room.y0 <= box.y0 and box.y1 <= room.y1)
 
 
 def spread(wanted: list[float], gap: float) -> list[float]:
@@ -73,3 +123,10 @@ def spread(wanted: list[float], gap: float) -> list[float]:
 def start(members: list[float], gap: float) -> float:
     """Where a block of names begins so that its middle is the mean of the wanted places."""
     return sum(members) / len(members) - gap * (len(members) - 1) / 2
+
+
+def within(places: list[float], gap: float) -> list[float]:
+    """Places at least `gap` apart, moved to between 0 and 1; those that do not fit stand above."""
+    last = len(places) - 1
+    below = [min(place, 1 - gap * (last - index)) for index, place in enumerate(places)]
+    return [max(place, gap * index) for index, place in enumerate(below)]

@@ -1,146 +1,90 @@
-"""Figures of trained networks: scores with their seeds, and how they hang on the size of the cue."""
+"""Scores of trained networks with their seeds, and how they hang on the size of the cue."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from collections import Counter
+from functools import partial
+from typing import Any
 
-import matplotlib
-import numpy as np
 from matplotlib.figure import Figure
 
-from ctxbench.figures.labels import label_ends
-from ctxbench.figures.style import SIZE, STYLE, Picture, styles
-from ctxbench.panels import columns, path_of, small
+from ctxbench.figures.costs import fewer
+from ctxbench.figures.labels import End, label_ends
+from ctxbench.figures.style import MOST, NAME, WIDTH, Looks, Picture, height_for, short
+from ctxbench.figures.ticks import named_ticks
+from ctxbench.figures.tradeoffs import NOT_RANKED
 from ctxbench.record import Row
-from ctxbench.reports.scores import (
-    CHANCE,
-    SCORES,
-    SEGMENTED,
-    SHARED,
-    Entry,
-    entries_of,
-    groups_of,
-    is_sound,
-    metric_of,
-    title_of,
-)
-
-if TYPE_CHECKING:
-    import pandas as pd
+from ctxbench.reports.scores import CHANCE, SCORES, SHARED, entries_of, is_sound, metric_of, title_of
 
 CUE = re.compile(r"legend-\d{1,2}(\.\d)?")  # a data set that differs from its like in the cue's share alone
-ACROSS, SAMPLES_ACROSS = 8, 4  # columns of a figure of predictions, and of sheets of samples
+CHANCES = {"context_iou": (100 * CHANCE, "chance, with perfect borders"), "agreement": (0.0, "chance")}
 
 
-def figures(rows: list[Row], frame: pd.DataFrame, folders: Mapping[str, Path]) -> list[Picture]:
-    """Scores and predictions for each table of scores, and a figure for networks trained on several cues.
-
-    Args:
-        folders: of the runs, by `run_id`, where the sheets of predictions lie.
-    """
-    look = styles(frame)
-    found = []
-    with matplotlib.rc_context(cast(Any, STYLE)):
-        for number, members in enumerate(groups_of(rows)):
-            metric = metric_of(members)
-            entries = [it for it in entries_of(members) if it.values(metric)]
-            if len(entries) > 1:
-                caption = f"{title_of(members[0])}: every seed, and the mean"
-                found.append(Picture(f"scores-{number}", caption, scores(entries, metric, look)))
-            read = columns if metric in SEGMENTED else small
-            sheets = [(row, sheet) for row, sheet in sheets_of(entries, folders, read) if sheet is not None]
-            if sheets:
-                made = "what is predicted" if metric in SEGMENTED else "what is generated, a class a row"
-                caption = f"{title_of(members[0])}: {made}, with the {SCORES[metric].title}, seed {sheets[0][0]['seed']}"
-                found.append(Picture(f"predictions-{number}", caption, pictures(sheets, metric)))
-        for number, members in enumerate(over_cues(rows)):
-            caption = "Context IoU over the cue's share of the image: every seed, and the mean"
-            found.append(Picture(f"cues-{number}", caption, cues(members, look)))
-    return found
+def scores(rows: list[Row], number: int, look: Looks) -> Picture | None:
+    """The trainings of one table; None where only one block has a score."""
+    metric = metric_of(rows)
+    specs = {row["spec"] for row in rows if row["status"] == "ok" and row[metric] is not None}
+    if len(specs) < 2:
+        return None
+    caption = (
+        f"{short(title_of(rows[0]), 200)}: every seed, and the mean{fewer(min(MOST, len(specs)), len(specs))}"
+    )
+    return Picture(f"scores-{number}", caption, partial(draw_scores, rows, metric, look))
 
 
-def scores(entries: list[Entry], metric: str, look: dict[str, dict[str, Any]]) -> Figure:
+def draw_scores(rows: list[Row], metric: str, look: Looks) -> Figure:
     """One line per block, best on top: a dot for each seed, a bar for the mean."""
-    figure = Figure(figsize=(SIZE[0], 0.8 + 0.28 * len(entries)))
+    entries = [it for it in entries_of(rows) if it.values(metric)][:MOST]
+    figure = Figure(figsize=(WIDTH, 0.9 + 0.22 * len(entries)))
     axes = figure.subplots()
-    for place, entry in enumerate(reversed(entries)):
+    words = []
+    if metric in CHANCES:
+        chance, meaning = CHANCES[metric]
+        axes.axvline(chance, color="#999999", linewidth=1, linestyle=":")
+        words.append(f"dotted: {meaning}")
+    for place, entry in enumerate(entries):
         colour = look[entry.spec]["color"]
         values = [SCORES[metric].scale * value for value in entry.values(metric)]
         for row, value in zip(entry.scored(metric), values, strict=True):
             fill = colour if is_sound(row) else "white"
             axes.plot(value, place, "o", color=colour, markersize=4, alpha=0.7, markerfacecolor=fill)
         axes.plot([sum(values) / len(values)] * 2, [place - 0.3, place + 0.3], color=colour)
-    axes.set_yticks(range(len(entries)), [entry.spec for entry in reversed(entries)], parse_math=False)
-    axes.set(xlabel=SCORES[metric].title, ylim=(-0.6, len(entries) - 0.4))
-    if metric == "context_iou":
-        axes.axvline(100 * CHANCE, color="#999999", linewidth=1, linestyle=":")
-        axes.set_title("dotted: chance, with perfect borders")
+    axes.set_yticks(range(len(entries)), [short(it.spec) for it in entries], parse_math=False, fontsize=NAME)
+    axes.set(xlabel=SCORES[metric].title, ylim=(len(entries) - 0.4, -0.6))
     if metric == "agreement":
-        axes.set_xlim(-0.1, 1.05)
-        axes.axvline(0, color="#999999", linewidth=1, linestyle=":")
-        axes.set_title("dotted: chance")
+        lowest = min(min(it.values(metric)) for it in entries)
+        axes.set_xlim(min(-0.1, 1.1 * lowest), 1.05)
     if not all(entry.sound for entry in entries):
-        axes.set_title("hollow: collapsed, or far from real; not ranked")
+        words.append(NOT_RANKED)
+    axes.set_title("; ".join(words))
     return figure
 
 
-def sheets_of(
-    entries: list[Entry], folders: Mapping[str, Path], read: Callable[[Path], Any]
-) -> Iterator[tuple[Row, Any]]:
-    """Of each block the sheet of the first seed that all were trained from, or of its own first."""
-    common = (
-        set.intersection(*({row["seed"] for row in entry.done} for entry in entries)) if entries else set()
-    )
-    for entry in entries:
-        row = min(entry.done, key=lambda row: (row["seed"] not in common, row["seed"]))
-        folder = folders.get(row["run_id"])
-        yield row, read(path_of(folder, row["cell_id"])) if folder else None
-
-
-def pictures(sheets: list[tuple[Row, Any]], metric: str) -> Figure:
-    """What each block's network predicts or generates; of predictions also images and truth, the same for all."""
-    titled: list[tuple[str, np.ndarray]] = []
-    if metric in SEGMENTED:
-        image, truth, _ = sheets[0][1]
-        titled = [("image", image), ("truth", truth)]
-        sheets = [(row, sheet[2]) for row, sheet in sheets]
-    titled += [(f"{row['spec']}\n{scored(row, metric)}", sheet) for row, sheet in sheets]
-    most = ACROSS if metric in SEGMENTED else SAMPLES_ACROSS
-    down = -(-len(titled) // most)
-    across = -(-len(titled) // down)
-    height, width = titled[0][1].shape[:2]
-    tall = SIZE[0] * 1.6 / across * height / width
-    figure = Figure(figsize=(SIZE[0] * 1.6, (tall + 0.35) * down))
-    figure.set_layout_engine("constrained", w_pad=0.02, h_pad=0.02)
-    grid = figure.subplots(down, across, squeeze=False).ravel()
-    for axes in grid:
-        axes.set_axis_off()
-    for axes, (title, picture) in zip(grid, titled, strict=False):
-        axes.set_title(title, fontsize=7, parse_math=False)
-        axes.imshow(picture, interpolation="nearest")
-    return figure
-
-
-def scored(row: Row, metric: str) -> str:
-    """The score of one seed, and whether it ranks nothing."""
-    doubt = row["collapsed"].partition(":")[0] if row["collapsed"] else ""
-    name = "" if metric in SEGMENTED else f"{SCORES[metric].name} "
-    return name + SCORES[metric].with_unit(row[metric]) + (f", {doubt}" if doubt else "")
+def cues(rows: list[Row], look: Looks) -> list[Picture]:
+    """A figure for each protocol in which a block was trained on several cues."""
+    caption = "Context IoU over the cue's share of the image: every seed, and the mean"
+    groups = sorted(enumerate(over_cues(rows)), key=lambda it: -len(it[1]))
+    return [
+        Picture(f"cues-{number}", caption, partial(draw_cues, members, look)) for number, members in groups
+    ]
 
 
 def over_cues(rows: list[Row]) -> list[list[Row]]:
-    """Rows of one protocol whose data differ in the cue alone, where there are several cues."""
+    """Rows of one protocol whose data differ in the cue alone, of blocks that saw several cues."""
     found: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
         if row["context_iou"] is not None and CUE.fullmatch(row["dataset"] or ""):
             stages = str(json.loads(row["protocol_json"]).get("stages"))
             key = *(row[name] for name in SHARED if name not in ("dataset", "protocol_json")), stages
             found.setdefault(key, []).append(row)
-    return [members for members in found.values() if len({row["dataset"] for row in members}) > 1]
+    several = []
+    for members in found.values():
+        seen = {(row["spec"], row["dataset"]) for row in members}
+        counts = Counter(spec for spec, _ in seen)
+        several.append([row for row in members if counts[row["spec"]] > 1])
+    return [members for members in several if members]
 
 
 def cue_of(row: Row) -> float:
@@ -148,31 +92,29 @@ def cue_of(row: Row) -> float:
     return float(row["dataset"].rpartition("-")[2])
 
 
-def cues(rows: list[Row], look: dict[str, dict[str, Any]]) -> Figure:
-    """Mean score over the cue's share, a line per block that saw several, and a dot for each seed."""
-    figure = Figure(figsize=SIZE)
+def draw_cues(rows: list[Row], look: Looks) -> Figure:
+    """Mean score over the cue's share, a line per block, and a dot for each seed."""
+    specs = sorted({row["spec"] for row in rows})[:MOST]
+    figure = Figure(figsize=(WIDTH, height_for(len(specs))))
     axes = figure.subplots()
-    ends = []
-    for spec in dict.fromkeys(row["spec"] for row in sorted(rows, key=lambda row: row["spec"])):
-        own = [row for row in rows if row["spec"] == spec]
-        shares = sorted({cue_of(row) for row in own})
-        if len(shares) < 2:
-            continue
-        means = []
-        for share in shares:
-            values = [100 * row["context_iou"] for row in own if cue_of(row) == share]
-            means.append(sum(values) / len(values))
+    ends: list[End] = []
+    for spec in specs:
+        scored: dict[float, list[float]] = {}
+        for row in rows:
+            if row["spec"] == spec:
+                scored.setdefault(cue_of(row), []).append(100 * row["context_iou"])
+        shares = sorted(scored)
+        means = [sum(scored[share]) / len(scored[share]) for share in shares]
         axes.plot(shares, means, **look[spec])
-        seeds = [100 * row["context_iou"] for row in own]
-        axes.scatter(
-            [cue_of(row) for row in own], seeds, s=9, color=look[spec]["color"], alpha=0.5, linewidths=0
-        )
+        for share in shares:
+            places = [share] * len(scored[share])
+            axes.scatter(places, scored[share], s=9, color=look[spec]["color"], alpha=0.5, linewidths=0)
         ends.append((shares[-1], means[-1], spec))
-    every = sorted({cue_of(row) for row in rows})
     axes.set(xscale="log", xlabel="cue (% of the image)", ylabel=SCORES["context_iou"].title)
-    axes.set_xticks(every, [f"{share:g}" for share in every])
-    axes.minorticks_off()
-    axes.axhline(100 * CHANCE, color="#999999", linewidth=1, linestyle=":")
-    axes.set_title("dotted: chance, with perfect borders")
-    label_ends(axes, ends, look, log=False)
+    every = sorted({cue_of(row) for row in rows})
+    named_ticks(axes, every, [f"{share:g}" for share in every])
+    chance, meaning = CHANCES["context_iou"]
+    axes.axhline(chance, color="#999999", linewidth=1, linestyle=":")
+    axes.set_title(f"dotted: {meaning}")
+    label_ends(axes, ends, look)
     return figure

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Any
 
 from ctxbench.errors import UsageError
 from ctxbench.record import Row
 from ctxbench.reports.leaderboards import leaderboards
 from ctxbench.reports.scores import score_tables
-from ctxbench.tables import Table, printable
+from ctxbench.tables import Table, printable, prose
 
 PACKAGES = r"""% Needs \usepackage{booktabs}; text that is not Latin needs LuaLaTeX or XeLaTeX and a font that has it.
 """
@@ -58,18 +59,23 @@ def latex_table(table: Table[Any]) -> str:
     """A booktabs table with its title as caption and its notes below."""
     lines = [r"\begin{table}", r"\centering", rf"\caption{{{escape_latex(table.title)}}}"]
     lines.append(rf"\begin{{tabular}}{{{''.join('r' if it.numeric else 'l' for it in table.columns)}}}")
-    lines += [r"\toprule", latex_line(table.header), r"\midrule"]
-    lines += [*map(latex_line, table.text), r"\bottomrule", r"\end{tabular}"]
-    if table.notes:
+    lines += [r"\toprule", latex_line(map(escape_latex, table.header)), r"\midrule"]
+    lines += map(latex_line, table.formatted(escape_latex, r"\textbf{{{}}}"))
+    lines += [r"\bottomrule", r"\end{tabular}"]
+    if notes := [*([table.verdict] if table.verdict else []), *table.notes]:
         lines.append(r"\par\smallskip\footnotesize")
-        lines += [rf"{escape_latex(note)}\par" for note in table.notes]
+        lines += [prose(note, escape_latex, teletype) + r"\par" for note in notes]
     return "\n".join([*lines, r"\end{table}"]) + "\n"
 
 
-def latex_line(cells: list[str]) -> str:
-    return " & ".join(map(escape_latex, cells)) + r" \\"
+def latex_line(cells: Iterable[str]) -> str:
+    return " & ".join(cells) + r" \\"
 
 
 def escape_latex(text: str) -> str:
     """One line of text that LaTeX prints as it is."""
     return NOT_LATEX.sub(lambda mark: LATEX[mark[0]], printable(text))
+
+
+def teletype(name: str) -> str:
+    return rf"\texttt{{{escape_latex(name)}}}"

@@ -7,18 +7,34 @@ import json
 from collections import Counter
 from typing import Any
 
-from ctxbench.record import FAILED, METRICS, Row
+from ctxbench.record import FAILED, GIGA, MEBI, METRICS, MIB, Record, Row
+from ctxbench.reports.contests import CHEAPEST, LATENCY, amount, leaders, named
+from ctxbench.reports.inputs import group_title, input_facets
+from ctxbench.reports.published import TABLE_3_INPUT, claims
 from ctxbench.tables import MISSING, Column, Table, number
 
 FVCORE_TOLERANCE = 0.01
 PREEMPTED = 0.9  # of the wall time: a single thread that got less of the CPU had to wait for others
 GROUP = ("batch", "channels", "height", "width", "dtype", "mode", "compiled", "estimated", "task", "preset")
+PRINTED = "Rows marked as published are printed in the paper; they are not ranked."
+PRINTED_COLUMNS = {
+    "params": ("params", MEBI),
+    "macs": ("macs", GIGA),
+    "gpu_memory": ("memory_predicted_bytes", MIB),
+    "gpu_time": (LATENCY, 1.0),
+}
 MEASURED_BY = ("env_hash", "program_hash")
 ORDER = ("batch", "channels", "dtype", "compiled", "mode", "device_name", "env_hash", "spec", "cell_id")
 
 
-def metric_column(name: str) -> Column[Row]:
-    return Column(METRICS[name].title, lambda row: number(scaled(row, name)))
+def metric_column(name: str, rows: list[Row] | None = None) -> Column[Row]:
+    """A measured value; of these rows the lowest stands out, if it is told apart from the others."""
+    best = [row["spec"] for row in leaders(rows or [], name)]
+    return Column(
+        METRICS[name].title,
+        lambda row: number(scaled(row, name)),
+        best=lambda row: [row["spec"]] == best,
+    )
 
 
 def scaled(row: Row, name: str) -> float | None:
@@ -29,9 +45,11 @@ def scaled(row: Row, name: str) -> float | None:
 
 def latency(row: Row) -> str:
     """Median and half the width of its interval, in milliseconds."""
-    middle = row["latency_ms_median"]
+    middle = row[LATENCY]
     if middle is None:
         return MISSING
+    if row["latency_ms_ci_low"] is None:
+        return number(middle)
     half = (row["latency_ms_ci_high"] - row["latency_ms_ci_low"]) / 2
     return f"{number(middle)} ±{100 * half / middle:.1f}%" if middle else number(middle)
 
@@ -43,6 +61,8 @@ def times(row: Row) -> str:
 def flags(row: Row) -> str:
     """What a reader must know of a row before trusting it."""
     found = []
+    if "printed" in row:
+        found.append("published; its time and memory are of the authors' GPU")
     if row["status"] != "ok":
         found.append(f"{row['status']}: {row['reason']}" if row["reason"] else row["status"])
     found += doubts(row)
@@ -61,7 +81,7 @@ def preempted(row: Row) -> bool:
     """Whether other processes took the CPU away from a single thread."""
     if "preempted" in row:
         return bool(row["preempted"])
-    wall, cpu = row["latency_ms_median"], row["latency_cpu_ms_median"]
+    wall, cpu = row[LATENCY], row["latency_cpu_ms_median"]
     alone = row["device_type"] == "cpu" and row["threads"] == 1
     return bool(alone and wall and cpu is not None and cpu < PREEMPTED * wall)
 
@@ -116,7 +136,7 @@ def code(table: Table[Row]) -> str:
 
 def leaderboard(rows: list[Row], baseline: str | None) -> Table[Row]:
     """The table of one group."""
-    cost = "macs" if rows[0]["estimated"] else "latency_ms_median"
+    cost = "macs" if rows[0]["estimated"] else LATENCY
     units = {
         row["run_id"]: row[cost] for row in rows if row["spec"] == baseline and row["status"] != "invalid"
     }
@@ -124,7 +144,64 @@ def leaderboard(rows: list[Row], baseline: str | None) -> Table[Row]:
     ranked.sort(
         key=lambda row: (row["status"] in FAILED, row[cost] is None, row[cost] or 0, row["macs"] or 0)
     )
-    return Table(group_title(rows[0]), columns_for(ranked, baseline, cost), ranked, notes_on(ranked))
+    printed = printed_rows(ranked, baseline, cost) if rows[0]["kind"] == "profile" else []
+    columns = columns_for(ranked, baseline, cost, bool(printed))
+    ratios = [index for index, column in enumerate(columns) if column.cell is times]
+    return Table(
+        group_title(rows[0]),
+        columns,
+        [*ranked, *printed],
+        [*notes_on(ranked), *([PRINTED] if printed else [])],
+        verdict=verdict(ranked, baseline),
+        facets=facets(rows[0]),
+        records=lambda row: () if "printed" in row else (row,),
+        cost=lambda row: row[cost],
+        ratio=next(iter(ratios), None),
+        source=lambda row: row.get("printed"),
+    )
+
+
+def printed_rows(rows: list[Row], baseline: str | None, cost: str) -> list[Row]:
+    """What the paper prints of this input, as rows that stand after the measured ones and are not ranked."""
+    if any(rows[0][name] != value for name, value in TABLE_3_INPUT.items()):
+        return []
+    mode = rows[0]["mode"]
+    found: dict[str, Row] = {}
+    for claim in claims():
+        if claim.task != "profile":
+            continue
+        row = found.setdefault(
+            claim.method,
+            dict.fromkeys(Record.model_fields)
+            | {"spec": f"{claim.method} (published)", "of": claim.spec, "printed": claim.origin}
+            | {"status": "ok", "run_id": "published", "runs": 1, "macs": None, "ratio": None},
+        )
+        column, scale = PRINTED_COLUMNS.get(claim.metric.removesuffix(f"_{mode}"), (None, 0.0))
+        if column is not None:
+            row[column] = scale * claim.number
+    unit = next((row[cost] for row in found.values() if row["of"] == baseline), None)
+    return [row | {"ratio": ratio(row[cost], unit)} for row in found.values()]
+
+
+def facets(row: Row) -> dict[str, str]:
+    """What a reader chooses a leaderboard by; none for those of updates, which stand for themselves."""
+    if row["kind"] == "step":
+        return {}
+    return input_facets(row) | {"resolution": f"{row['height']}x{row['width']}"}
+
+
+def verdict(rows: list[Row], baseline: str | None) -> str:
+    """The cheapest block by each measure, and how much faster it is than the baseline."""
+    parts = []
+    for column, words in reversed(CHEAPEST.items()):
+        if not (best := leaders(rows, column)):
+            continue
+        part = f"{words}: `{best[0]['spec']}` ({amount(best[0], column)}"
+        if column == LATENCY and (share := best[0]["ratio"]) and best[0]["spec"] != baseline:
+            part += f", {number(share, 2)} times that of `{baseline}`"
+        tied = [row["spec"] for row in best[1:] if row["spec"] != best[0]["spec"]]
+        parts.append(f"{part}){', not told apart from ' + named(tied) if tied else ''}")
+    return ". ".join(parts) + ("." if parts else "")
 
 
 def trusted(row: Row) -> Row:
@@ -136,64 +213,38 @@ def ratio(value: float | None, unit: float | None) -> float | None:
     return value / unit if unit and value is not None else None
 
 
-def columns_for(rows: list[Row], baseline: str | None, cost: str) -> list[Column[Row]]:
-    """The columns that say something about these rows."""
+def columns_for(rows: list[Row], baseline: str | None, cost: str, printed: bool) -> list[Column[Row]]:
+    """The columns that say something about these rows; `printed`: published ones stand below them."""
     columns = [Column[Row]("block", lambda row: row["spec"], numeric=False)]
     if len({row["run_id"] for row in rows}) > 1 or any(row["runs"] > 1 for row in rows):
         columns.append(Column("run", lambda row: row["run_id"], numeric=False))
-    columns += [metric_column("params"), metric_column("macs")]
+    columns += [metric_column("params"), metric_column("macs", rows)]
     if measured(rows, "macs_fvcore"):
         columns.append(Column(METRICS["macs_fvcore"].title, fvcore))
     if measured(rows, "macs_backward"):
         columns.append(metric_column("macs_backward"))
-    columns.append(metric_column("memory_predicted_bytes"))
+    columns.append(metric_column("memory_predicted_bytes", rows))
     if measured(rows, "memory_measured_bytes"):
         columns.append(metric_column("memory_measured_bytes"))
-    if measured(rows, "latency_ms_median"):
-        columns += [
-            Column(METRICS["latency_ms_median"].title, latency),
-            metric_column("latency_cpu_ms_median"),
-            metric_column("latency_ref_ratio"),
-        ]
+    if measured(rows, LATENCY):
+        columns.append(dataclasses.replace(metric_column(LATENCY, rows), cell=latency))
+    if measured(rows, "ratio"):
+        columns.append(Column(f"{METRICS[cost].label} / {baseline}", times))
+    if measured(rows, LATENCY):
+        columns += [metric_column("latency_cpu_ms_median"), metric_column("latency_ref_ratio")]
     if measured(rows, "latency_graph_ms_median"):
         columns.append(metric_column("latency_graph_ms_median"))
     if any(row["compiled"] for row in rows) and measured(rows, "first_call_ms"):
         columns.append(metric_column("first_call_ms"))
     if measured(rows, "sdpa_backend"):
         columns.append(Column("attention kernel", lambda row: row["sdpa_backend"] or MISSING, numeric=False))
-    if measured(rows, "ratio"):
-        columns.append(Column(f"{METRICS[cost].label} / {baseline}", times))
-    if any(map(flags, rows)):
+    if printed or any(map(flags, rows)):
         columns.append(Column("flags", flags, numeric=False))
     return columns
 
 
 def measured(rows: list[Row], name: str) -> bool:
     return any(row[name] is not None for row in rows)
-
-
-def group_title(row: Row) -> str:
-    """What the rows of a group share."""
-    if row["kind"] == "step":
-        what = f"{row['task']} ({row['preset']}): one update of both networks, {row['batch']} images"
-        return f"{what}, {row['dtype']}, {machine(row)}"
-    mode = "inference" if row["mode"] == "infer" else "training"
-    parts = [shape(row), mode, row["dtype"], *(["compiled"] if row["compiled"] else [])]
-    if row["estimated"]:
-        return ", ".join([*parts, "estimated"])
-    return ", ".join([*parts, machine(row)])
-
-
-def shape(row: Row) -> str:
-    return "x".join(str(row[side]) for side in ("batch", "channels", "height", "width"))
-
-
-def machine(row: Row) -> str:
-    """The environment of a measurement, in short."""
-    threads = (
-        f", {row['threads']} thread{'s' if row['threads'] > 1 else ''}" if row["device_type"] == "cpu" else ""
-    )
-    return f"{row['device_name']}{threads}, torch {row['torch'].partition('+')[0]}"
 
 
 def notes_on(rows: list[Row]) -> list[str]:

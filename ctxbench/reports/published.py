@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache, cached_property
 from importlib import resources
 from pathlib import Path
+from statistics import mean
+from typing import Any, Literal
 
 from ctxbench.record import GIGA, MEBI, MIB, Row
-from ctxbench.tables import Column, Table
+from ctxbench.reports.scores import is_sound
+from ctxbench.tables import MISSING, Column, Source, Table, number
 
 TABLE_3_INPUT = {
     "batch": 1,
@@ -19,6 +24,9 @@ TABLE_3_INPUT = {
     "compiled": False,
 }
 TOLERANCE = 0.01  # relative; the printed digits allow no finer judgement
+TIME_TOLERANCE = 0.25  # relative, of the ratio to self-attention: another GPU, another library
+FILES = ("paper", "generation", "mmseg_zoo")
+UNIT = "self-attn"  # what times of different machines are compared by
 
 # Published metric of a profile -> column of a record, factor into the printed unit, mode.
 PROFILE_METRICS = {
@@ -27,35 +35,114 @@ PROFILE_METRICS = {
     "gpu_memory_infer": ("memory_predicted_bytes", MIB, "infer"),
     "gpu_memory_train": ("memory_predicted_bytes", MIB, "train"),
 }
-LABELS = {
+TIMES = {"gpu_time_infer": "infer", "gpu_time_train": "train"}
+SCORED = {"mIoU": ("miou", 100.0), "FID": ("fid", 1.0), "IS": ("is_mean", 1.0)}
+TITLES = {
     "params": "parameters (2^20)",
     "macs": "MACs (10^9)",
     "gpu_memory_infer": "memory, inference (MiB)",
     "gpu_memory_train": "memory, training (MiB)",
+    "gpu_time_infer": "GPU time, inference (ms)",
+    "gpu_time_train": "GPU time, training (ms)",
+    "gpu_memory_train_network": "GPU memory of a training (GB)",
+    "mIoU": "mIoU (%)",
 }
+State = Literal["reproduced", "not reproduced", "cannot be checked here"]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One published number.
+
+    Attributes:
+        table: of the source, if it has one; method: the source's name of block or network.
+        spec: the block here, "" if there is none; block: its name.
+        task: "profile", or the task that trains such a network; model: that network, or a GAN's preset.
+        dataset: what it was measured on; metric, unit, value: as printed.
+        statistic: which of several numbers of one metric, such as "multi scale"; note: what else is known.
+    """
+
+    source: str
+    table: str
+    method: str
+    block: str
+    spec: str
+    task: str
+    model: str
+    dataset: str
+    metric: str
+    value: str
+    unit: str
+    statistic: str
+    note: str
+
+    @property
+    def number(self) -> float:
+        return float(self.value)
+
+    @property
+    def digits(self) -> int:
+        """After the decimal point."""
+        return len(self.value.partition(".")[2])
+
+    @property
+    def origin(self) -> Source:
+        name, url = sources()[self.source]
+        return Source(f"{name}{', ' + self.table if self.table else ''}", url)
+
+    @property
+    def quantity(self) -> str:
+        title = self.metric if self.task != "profile" and self.metric in ("params", "macs") else None
+        what = f"{title} ({self.unit})" if title else TITLES.get(self.metric, self.metric)
+        return f"{what}, {self.statistic}" if self.statistic else what
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """One published number beside the one found here, in the published unit."""
+    """A published number beside the one found here, in the published unit, if there is one."""
 
-    method: str
-    spec: str
-    metric: str
-    published: float
-    digits: int
-    found: float
-    source: str
-    explanation: str
+    claim: Claim
+    found: float | None
+    tolerance: float = TOLERANCE
+    reason: str = ""
+    explanation: str = ""
+    spread: tuple[float, float] | None = None  # of the seeds
 
     @property
-    def difference(self) -> float:
+    def method(self) -> str:
+        return self.claim.method
+
+    @property
+    def spec(self) -> str:
+        return self.claim.spec
+
+    @property
+    def label(self) -> str:
+        return self.claim.quantity
+
+    @property
+    def published(self) -> float:
+        return self.claim.number
+
+    @property
+    def difference(self) -> float | None:
         """Relative to the published number."""
-        return self.found / self.published - 1
+        return None if self.found is None else self.found / self.published - 1 if self.published else 0.0
 
     @property
     def agrees(self) -> bool:
-        return abs(self.difference) <= TOLERANCE
+        """Whether it is within the tolerance of the number, or of the range of the seeds."""
+        if self.found is None:
+            return False
+        low, high = self.spread or (self.found, self.found)
+        room = self.tolerance * abs(self.published)
+        return low - room <= self.published <= high + room
+
+    @property
+    def state(self) -> State:
+        if self.found is None:
+            return "cannot be checked here"
+        return "reproduced" if self.agrees else "not reproduced"
 
 
 def folder() -> Path:
@@ -65,41 +152,141 @@ def folder() -> Path:
 
 
 def load(name: str) -> list[dict[str, str]]:
-    """The rows of a file of published numbers: "paper", "mmseg_zoo", "generation", "explanations"."""
+    """The rows of a file: one of `FILES`, "sources" or "explanations"."""
     with (folder() / f"{name}.csv").open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
 
 
-def compare_profile(rows: list[Row]) -> list[Comparison]:
-    """Records of the paper's Table 3 input, in float32, beside its numbers; in the table's order."""
-    here = [
-        row
-        for row in rows
-        if row["status"] in ("ok", "skipped")
-        and all(row[name] == value for name, value in TABLE_3_INPUT.items())
-    ]
-    why = {(row["spec"], row["metric"]): row["explanation"] for row in load("explanations")}
-    found = []
-    for printed in load("paper"):
-        key = printed["spec"], printed["metric"]
-        found_here = value_here(here, *key) if printed["table"] == "Table 3" else None
-        if found_here is not None:
-            found.append(
-                Comparison(
-                    method=printed["method"],
-                    spec=printed["spec"],
-                    metric=printed["metric"],
-                    published=float(printed["value"]),
-                    digits=len(printed["value"].partition(".")[2]),
-                    found=found_here,
-                    source=printed["source"],
-                    explanation=why.get(key, ""),
-                )
-            )
-    return found
+@cache
+def claims() -> tuple[Claim, ...]:
+    """All published numbers, those of the paper first."""
+    return tuple(Claim(**row) for name in FILES for row in load(name))
 
 
-def value_here(rows: list[Row], spec: str, metric: str) -> float | None:
+@cache
+def sources() -> dict[str, tuple[str, str]]:
+    """Name and address of each."""
+    return {row["source"]: (row["name"], row["url"]) for row in load("sources")}
+
+
+@cache
+def explanations() -> dict[tuple[str, str], str]:
+    """Why a number found here differs from the printed one, where that is known."""
+    return {(row["spec"], row["metric"]): row["explanation"] for row in load("explanations")}
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """The records that published numbers can be compared with."""
+
+    rows: Sequence[Row]
+
+    @cached_property
+    def profiles(self) -> list[Row]:
+        """Of the input of the paper's Table 3, in float32."""
+        return [
+            row
+            for row in self.rows
+            if row["kind"] == "profile"
+            and row["status"] in ("ok", "skipped")
+            and all(row[name] == value for name, value in TABLE_3_INPUT.items())
+        ]
+
+    @cached_property
+    def trainings(self) -> list[Row]:
+        """Of networks on real data."""
+        return [
+            row
+            for row in self.rows
+            if row["kind"] == "task"
+            and row["status"] == "ok"
+            and row["train_iterations"]
+            and not row["dataset"].startswith("legend")
+            and is_sound(row)
+        ]
+
+    def compare(self, claim: Claim) -> Comparison:
+        """The claim beside what was found, or the reason why nothing was."""
+        if not claim.spec:
+            return Comparison(claim, None, reason="this block is not in the suite")
+        if claim.task != "profile":
+            return self.compare_score(claim)
+        if claim.metric in TIMES:
+            return self.compare_time(claim)
+        found = value_here(self.profiles, claim.spec, claim.metric)
+        if found is None:
+            made = "`ctxbench profile --preset paper` makes them"
+            return Comparison(claim, None, reason=f"no record of this block at this input; {made}")
+        explanation = explanations().get((claim.spec, claim.metric), "")
+        return Comparison(claim, found, explanation=explanation)
+
+    def compare_time(self, claim: Claim) -> Comparison:
+        """By the ratio to self-attention, as the GPU is another one."""
+        mode = TIMES[claim.metric]
+        timed = {
+            row["spec"]: row["latency_ms_median"]
+            for row in self.profiles
+            if row["device_type"] == "cuda" and row["mode"] == mode and row["latency_ms_median"]
+        }
+        unit = next(
+            (
+                it
+                for it in claims()
+                if it.spec == UNIT and (it.table, it.metric) == (claim.table, claim.metric)
+            ),
+            None,
+        )
+        if unit is None or claim.spec not in timed or UNIT not in timed:
+            return Comparison(claim, None, reason="no times on a GPU at this input, of it and of self-attn")
+        found = timed[claim.spec] / timed[UNIT] * unit.number
+        reason = "as a multiple of the time of self-attn, which is set equal"
+        return Comparison(claim, found, TIME_TOLERANCE, reason)
+
+    def compare_score(self, claim: Claim) -> Comparison:
+        """With trainings of this block in this network, by the paper's own recipe."""
+        if claim.metric not in SCORED:
+            return Comparison(claim, None, reason="records hold no costs of whole networks")
+        if claim.statistic == "test":
+            return Comparison(claim, None, reason="the labels are on the benchmark's server")
+        if not claim.model:
+            return Comparison(claim, None, reason="this network is not in the suite")
+        column, scale = SCORED[claim.metric]
+        found = [
+            scale * row[column] for row in self.trainings if row[column] is not None and same(row, claim)
+        ]
+        if not found:
+            return Comparison(claim, None, reason=f"no training of it: `{training(claim)}`")
+        best = max(found) if column != "fid" else min(found)
+        middle = best if claim.statistic == "best" else mean(found)
+        return Comparison(claim, middle, reason=seeds(len(found)), spread=(min(found), max(found)))
+
+
+def same(row: Row, claim: Claim) -> bool:
+    """Whether a training is of the claim's block, network, data and scoring."""
+    network = (row["preset"] if claim.task == "imagenet" else row["model"]) == claim.model
+    recipe = claim.task == "imagenet" or row["preset"] == "paper"
+    several = row["scoring"] not in (None, "single")
+    return bool(
+        row["task"] == claim.task
+        and row["spec"] == claim.spec
+        and network
+        and recipe
+        and several == (claim.statistic == "multi scale")
+    )
+
+
+def training(claim: Claim) -> str:
+    """The command that makes the record a claim is compared with."""
+    if claim.task == "imagenet":
+        return f"ctxbench task imagenet --preset {claim.model} --blocks {claim.spec}"
+    return f"ctxbench task {claim.task} --preset paper --model {claim.model} --blocks {claim.spec}"
+
+
+def seeds(count: int) -> str:
+    return f"{count} seeds" if count > 1 else "one seed"
+
+
+def value_here(rows: Iterable[Row], spec: str, metric: str) -> float | None:
     """The number found here, in the published unit; None where there is none to compare."""
     if metric not in PROFILE_METRICS:
         return None
@@ -109,33 +296,89 @@ def value_here(rows: list[Row], spec: str, metric: str) -> float | None:
     return None if value is None else value / scale
 
 
-def published_table(comparisons: list[Comparison]) -> Table[Comparison]:
-    """Published numbers beside those found here; where they differ, the reason if it is known."""
+def compare_all(rows: Sequence[Row]) -> list[Comparison]:
+    """Every published number beside what was found of it."""
+    evidence = Evidence(rows)
+    return [evidence.compare(claim) for claim in claims()]
+
+
+def checked(comparisons: Iterable[Comparison]) -> list[Comparison]:
+    """Those with a number found here."""
+    return [it for it in comparisons if it.found is not None]
+
+
+def published_table(comparisons: Sequence[Comparison], title: str, whole: bool = True) -> Table[Comparison]:
+    """Published numbers beside those found here; where they differ, the reason if it is known.
+
+    Args:
+        whole: with what each was measured on, its reason and its source as columns; else the reasons are notes.
+    """
     columns = [
-        Column[Comparison]("paper's name", lambda it: it.method, numeric=False),
-        Column[Comparison]("block", lambda it: it.spec, numeric=False),
-        Column[Comparison]("quantity", lambda it: LABELS[it.metric], numeric=False),
-        Column[Comparison]("printed", lambda it: f"{it.published:,.{it.digits}f}"),
-        Column[Comparison]("here", lambda it: f"{it.found:,.{max(it.digits, 1)}f}"),
-        Column[Comparison]("difference", lambda it: f"{100 * it.difference:+.1f}%"),
-        Column[Comparison]("verdict", verdict, numeric=False),
+        Column[Comparison]("published as", lambda it: it.method, numeric=False),
+        Column[Comparison]("block", lambda it: it.spec or MISSING, numeric=False),
+        Column[Comparison]("quantity", lambda it: it.label, numeric=False),
+        Column[Comparison]("printed", lambda it: f"{it.published:,.{it.claim.digits}f}"),
+        Column[Comparison]("here", here),
+        Column[Comparison]("difference", difference),
+        Column[Comparison]("state", lambda it: it.state, numeric=False),
     ]
-    sources = sorted({it.source for it in comparisons})
-    notes = [f"Printed: {source}, Table 3, input 1x512x128x128." for source in sources]
-    notes.append(
-        "Here: counted parameters and MACs, and predicted memory with the block's parameters and "
-        f"without its input. They agree where they are within {100 * TOLERANCE:.0f} %. The printed "
-        "times are of another machine and are not compared."
-    )
-    notes += [
-        f"{it.spec}, {LABELS[it.metric]}: {100 * it.difference:+.1f}%. {it.explanation}"
-        for it in comparisons
-        if it.explanation
-    ]
-    return Table("Numbers of the paper beside those found here", columns, comparisons, notes)
+    explained = list(notes(comparisons))
+    if whole:
+        columns += [
+            Column("because", because, numeric=False),
+            Column("on", lambda it: it.claim.dataset, numeric=False),
+            Column("source", lambda it: it.claim.origin.name, numeric=False),
+        ]
+    else:
+        names = dict.fromkeys(f"{it.claim.origin.name}, {it.claim.dataset}" for it in comparisons)
+        explained = [f"Printed: {'; '.join(names)}.", *explained]
+        explained += [
+            f"{it.spec}, {it.label}: {difference(it)}. {it.explanation}"
+            for it in comparisons
+            if it.explanation
+        ]
+    return Table(title, columns, list(comparisons), explained, source=lambda it: it.claim.origin)
 
 
-def verdict(it: Comparison) -> str:
-    if it.agrees:
-        return "agrees"
-    return "differs, see note" if it.explanation else "differs"
+def here(it: Comparison) -> str:
+    return MISSING if it.found is None else f"{it.found:,.{max(it.claim.digits, 1)}f}"
+
+
+def difference(it: Comparison) -> str:
+    return MISSING if it.difference is None else f"{100 * it.difference:+.1f}%"
+
+
+def because(it: Comparison) -> str:
+    return it.explanation or it.reason or it.claim.note
+
+
+def notes(comparisons: Sequence[Comparison]) -> Iterator[str]:
+    """What agreement means, for the kinds of numbers that were found."""
+    found = checked(comparisons)
+    yield summary(comparisons)
+    if any(it.claim.metric in PROFILE_METRICS for it in found):
+        yield (
+            "Costs of blocks: counted parameters and MACs, and predicted memory with the block's parameters and "
+            f"without its input. They are reproduced where they are within {100 * TOLERANCE:.0f} %."
+        )
+    if any(it.claim.metric in TIMES for it in found):
+        yield (
+            "Times are compared as multiples of self-attention's, whose printed time is set equal; reproduced "
+            f"within {100 * TIME_TOLERANCE:.0f} %."
+        )
+    if any(it.claim.metric in SCORED for it in found):
+        yield f"Scores are reproduced within the range of the seeds, widened by {100 * TOLERANCE:.0f} %."
+
+
+def summary(comparisons: Sequence[Comparison]) -> str:
+    """How many numbers there are in each state."""
+    states = [it.state for it in comparisons]
+    counted = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(sorted(set(states))))
+    return f"{number(len(states))} published numbers: {counted or 'none'}."
+
+
+def related(comparisons: Sequence[Comparison], rows: Sequence[Row]) -> list[Comparison]:
+    """Those of the tasks that the records are of, with a block that the records have."""
+    kinds: set[Any] = {"profile" if row["kind"] == "profile" else row["task"] for row in rows}
+    specs = {row["spec"] for row in rows} | {row["block"] for row in rows}
+    return [it for it in comparisons if it.claim.task in kinds and it.spec in specs]

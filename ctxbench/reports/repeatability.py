@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from statistics import median
 
 from ctxbench.record import Row
-from ctxbench.reports.leaderboards import group_title, leaderboard_key, preempted
+from ctxbench.reports.inputs import group_title
+from ctxbench.reports.leaderboards import leaderboard_key, preempted
 from ctxbench.tables import Column, Table, number
 
 REPEATABLE = 0.10  # the spread up to which a cell counts as repeatable

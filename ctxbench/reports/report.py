@@ -1,161 +1,208 @@
-"""From records to files: one self-contained page, one Markdown file, and the figures."""
+"""A report: what records say, as sentences, tables and figures, and the files that hold them."""
 
 from __future__ import annotations
 
 import re
 import warnings
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ctxbench.benchmarks import Benchmarks
 from ctxbench.benchmarks import tables as benchmark_tables
 from ctxbench.errors import UsageError
 from ctxbench.record import Row
 from ctxbench.reports.leaderboards import leaderboards
-from ctxbench.reports.published import compare_profile, published_table
+from ctxbench.reports.method import ENVIRONMENT, METHOD
+from ctxbench.reports.published import Comparison, checked, compare_all, published_table, summary
 from ctxbench.reports.repeatability import pooled, repeatability_table
 from ctxbench.reports.scores import score_tables
-from ctxbench.store import Reading, Unreadable, to_frame, write_atomically
-from ctxbench.tables import Table, escape_markdown, markdown, printable
+from ctxbench.reports.verdicts import Answer, answers, verdict_tables
+from ctxbench.store import Commands, Reading, Unreadable, write_atomically
+from ctxbench.tables import Table, escape_markdown, markdown, markdown_prose, printable
+
+if TYPE_CHECKING:
+    from ctxbench.figures.style import Picture
 
 DEFAULT_BASELINE = "self-attn"
-FIGURE = re.compile(
-    r"((macs|memory|latency|pareto)-(infer|train)-b\d+-c\d+-.*|(scores|predictions|cues)-\d+)\.(png|svg)"
-)
-METHOD = {
-    "profile": (
-        "MACs: multiply-accumulates of convolutions and matrix products in one forward, counted by the "
-        "dispatcher and checked against each block's closed form. Element-wise work is not counted. Backward "
-        "MACs are those executed, which depend on the kernels.",
-        "Predicted peak memory: bytes alive at the worst moment, with the block's parameters and without its "
-        "input and the gradient handed to its output, found by following the life of every storage; work space "
-        "inside kernels is not seen. The allocator's peak is CUDA's own, counted alike. Training is one forward "
-        "and backward, for the gradients of the parameters and of the input.",
-        "Latency: median over interleaved rounds in random order, ± half of its 95 % order-statistic interval. "
-        "Rounds end when that is within 2 % (CUDA: 1 %), which makes it a little optimistic, or when the time "
-        "is spent: “not converged”. “Preempted”: the CPU time is under 90 % of the wall time, as others had the "
-        "CPU. The interval speaks of this run alone: report several runs to see how far they are apart. On "
-        "Linux, memory that was freed is kept from call to call, unless a flag says otherwise. On CUDA the span "
-        "includes the launches of an eager run; a CUDA graph is timed by itself, after them. “/ matmul” is the "
-        "time over that of a square matrix product in the same rounds (CPU: side 768, CPU times; CUDA: side 8192).",
-        "A block is timed only after it has passed its correctness gate.",
-    ),
-    "step": (
-        "Updates: one of the discriminator and one of the generator, on the same random images, timed in "
-        "interleaved rounds as blocks are. MACs: of one forward of each network for a batch, blocks checked against "
-        "their closed forms. Memory: predicted without the optimisers' states; the allocator's peak is with them.",
-    ),
-    "task": (
-        "Scores: networks of one table differ in the block alone. Of one seed all have the same first weights "
-        "outside the block, the same order of images and the same augmentation. The last checkpoint is scored, "
-        "not the best one.",
-        "The score of a block is the mean over its seeds, and “seeds from - to” their range: a difference "
-        "within it is none. Rows of different protocol, data, network, machine or code are not in one table.",
-        "CPU time: from the first iteration to the last with the evaluations between them, over all threads and "
-        "the processes that load data.",
-    ),
-}
-ENVIRONMENT = (
-    ("device", "device_name"),
-    ("CPU", "cpu"),
-    ("threads", "threads"),
-    ("torch", "torch"),
-    ("CUDA", "cuda"),
-    ("Python", "python"),
-    ("ctxbench", "ctxbench_version"),
-)
+MOST_FIGURES = 16  # on a page; --figures writes all
+OURS = re.compile(r"[a-z]+(-[a-z0-9-]+)?\.(png|svg|pdf)")  # names of our figures
 
 
 @dataclass(frozen=True)
 class Report:
-    """What a page is made of."""
+    """What a page is made of.
+
+    Attributes:
+        rows: of the records; unreadable, missing, folders, commands: as in `Reading`.
+        baseline: the block that ratios refer to.
+        benchmarks: files that pytest-benchmark saved.
+    """
 
     rows: list[Row]
-    unreadable: list[Unreadable]
-    missing: int
-    tables: list[Table[Any]]
+    unreadable: list[Unreadable] = field(default_factory=list)
+    missing: int = 0
     folders: dict[str, Path] = field(default_factory=dict)
+    commands: dict[str, Commands] = field(default_factory=dict)
+    baseline: str | None = None
+    benchmarks: tuple[Benchmarks, ...] = ()
 
     @classmethod
     def of(
-        cls, reading: Reading, baseline: str | None = None, benchmarks: list[Benchmarks] | None = None
+        cls, reading: Reading, baseline: str | None = None, benchmarks: Iterable[Benchmarks] = ()
     ) -> Report:
-        """Work out the tables of what was read, and of files that pytest-benchmark saved.
+        """The report on what was read, and on files that pytest-benchmark saved.
 
         Raises:
             UsageError: for a baseline that no record has.
         """
         rows = reading.rows
-        tables = tables_of(rows, baseline) + benchmark_tables(benchmarks or [])
-        return cls(rows, reading.unreadable, reading.missing, tables, reading.folders)
+        chosen = choose_baseline(rows, baseline)
+        return cls(
+            rows,
+            reading.unreadable,
+            reading.missing,
+            reading.folders,
+            reading.commands,
+            chosen,
+            tuple(benchmarks),
+        )
 
-    def write(self, out: Path) -> Path:
+    @cached_property
+    def profiles(self) -> list[Row]:
+        """Costs of blocks and of updates, several runs of a cell as one row."""
+        return pooled([row for row in self.rows if row["kind"] != "task"])
+
+    @cached_property
+    def trained(self) -> list[Row]:
+        return [row for row in self.rows if row["kind"] == "task"]
+
+    @cached_property
+    def answers(self) -> list[Answer]:
+        """What a reader should know first."""
+        found = answers(self.blocks, self.trained, self.baseline)
+        return [Answer(printable(it.about), printable(it.said)) for it in found]
+
+    @property
+    def blocks(self) -> list[Row]:
+        """Costs of blocks alone."""
+        return [row for row in self.profiles if row["kind"] == "profile"]
+
+    @cached_property
+    def leaderboards(self) -> list[Table[Any]]:
+        """Scores first, then costs, then what pytest-benchmark timed."""
+        return [
+            *score_tables(self.trained),
+            *leaderboards(self.profiles, self.baseline),
+            *benchmark_tables(list(self.benchmarks)),
+        ]
+
+    @cached_property
+    def verdicts(self) -> list[Table[Any]]:
+        return verdict_tables(self.blocks, self.baseline)
+
+    @cached_property
+    def repeatability(self) -> list[Table[Any]]:
+        found = repeatability_table([row for row in self.rows if row["kind"] != "task"])
+        return [found] if found else []
+
+    @cached_property
+    def comparisons(self) -> list[Comparison]:
+        """Every published number, beside what was found of it."""
+        return compare_all(self.rows)
+
+    @property
+    def published(self) -> list[Table[Any]]:
+        """Published numbers beside those found here, if there are any."""
+        found = checked(self.comparisons)
+        title = "Published numbers beside those found here"
+        return [published_table(found, title, whole=False)] if found else []
+
+    @property
+    def tables(self) -> list[Table[Any]]:
+        """All that is not too long for a terminal."""
+        return [*self.leaderboards, *self.verdicts, *self.published, *self.repeatability]
+
+    def write(self, out: Path, home: str | None = None) -> Path:
         """Write `index.html`, `report.md` and `figures/`; returns the page's path.
+
+        Args:
+            home: the address of the page that lists several reports, if there is one.
 
         Raises:
             UsageError: if `out` cannot be a folder.
             WriteError: if a file cannot be written.
         """
+        from ctxbench.reports.page import page
+
+        folder = self.figures_folder(out)
+        pictures = self.pictures()
+        shown = pictures[:MOST_FIGURES]
+        sweep(folder, {it.name for it in shown})
+        for picture in shown:
+            write_atomically(folder / f"{picture.name}.svg", picture.svg())
+            write_atomically(folder / f"{picture.name}.png", picture.png())
+        write_atomically(out / "report.md", self.markdown(shown))
+        write_atomically(out / "index.html", page(self, shown, len(pictures) - len(shown), home))
+        return out / "index.html"
+
+    def write_figures(self, out: Path) -> Path:
+        """Write every figure as PNG of 300 dpi, SVG and PDF; returns their folder.
+
+        Raises:
+            UsageError: if `out` cannot be a folder.
+            WriteError: if a file cannot be written.
+        """
+        folder = self.figures_folder(out)
+        pictures = self.pictures()
+        sweep(folder, {it.name for it in pictures})
+        for picture in pictures:
+            write_atomically(folder / f"{picture.name}.svg", picture.svg())
+            write_atomically(folder / f"{picture.name}.pdf", picture.pdf())
+            write_atomically(folder / f"{picture.name}.png", picture.png(dpi=300))
+        return folder
+
+    def figures_folder(self, out: Path) -> Path:
         try:
             (out / "figures").mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UsageError(f"cannot write to {out}: {error.strerror}; choose another with --out") from None
-        pictures = self.write_figures(out / "figures")
-        for old in (out / "figures").glob("*"):
-            if (
-                old.is_file()
-                and FIGURE.fullmatch(old.name)
-                and old.stem not in {picture.name for picture in pictures}
-            ):
-                old.unlink()
-        write_atomically(out / "report.md", self.markdown(pictures))
-        write_atomically(out / "index.html", self.html(pictures))
-        return out / "index.html"
+        return out / "figures"
 
-    def write_figures(self, folder: Path) -> list[Illustration]:
-        """Every figure as PNG and SVG."""
+    def pictures(self) -> list[Picture]:
+        """All figures that the records allow, the most telling first; not drawn yet."""
         if not self.rows:
             return []
-        from ctxbench.figures import costs, scores
+        from ctxbench.figures.gallery import pictures
 
-        found = []
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a glyph that no font has is drawn as a box
-            profiled, trained = (
-                [row for row in self.rows if row["kind"] == kind] for kind in ("profile", "task")
-            )
-            drawn = scores.figures(trained, to_frame(trained), self.folders) if trained else []
-            drawn += costs.figures(to_frame(pooled(profiled))) if profiled else []
-            pictures = [(it, it.svg(), it.png()) for it in drawn]
-        for picture, svg, png in pictures:
-            write_atomically(folder / f"{picture.name}.svg", svg)
-            write_atomically(folder / f"{picture.name}.png", png)
-            inline = inline_svg(svg, picture.name, picture.caption)
-            found.append(Illustration(picture.name, picture.caption, inline))
-        return found
+            return pictures(self.rows, self.folders, checked(self.comparisons))
 
-    def markdown(self, pictures: list[Illustration]) -> str:
-        parts = ["# ctxbench report", "", *(f"* {escape_markdown(line)}" for line in self.summary), ""]
-        parts += [markdown(table) for table in self.tables]
+    def markdown(self, pictures: Iterable[Picture] = ()) -> str:
+        """The whole report in GitHub's Markdown."""
+        parts = ["# ctxbench report", "", *bullets(self.summary)]
+        if self.answers:
+            parts += ["## In short", "", *bullets(f"{it.about}: {it.said}" for it in self.answers)]
+        for title, tables in self.sections:
+            if tables:
+                parts += [f"## {title}", "", *map(markdown, tables)]
+        parts += ["## Published numbers", "", *bullets([summary(self.comparisons)])]
+        parts += map(markdown, self.published)
         parts += [f"![{escape_markdown(it.caption)}](figures/{it.name}.png)\n" for it in pictures]
-        parts += ["### How it was measured", "", *(f"* {escape_markdown(line)}" for line in self.method), ""]
-        return "\n".join(parts)
+        parts += ["## How it was measured", "", *bullets(self.method)]
+        return "\n".join(parts).rstrip() + "\n"
 
-    def html(self, pictures: list[Illustration]) -> str:
-        import jinja2
-
-        templates = jinja2.Environment(
-            loader=jinja2.PackageLoader("ctxbench"),
-            autoescape=True,
-            trim_blocks=True,
-            lstrip_blocks=True,
-            undefined=jinja2.StrictUndefined,
-        )
-        return templates.get_template("report.html.j2").render(
-            summary=self.summary, tables=self.tables, pictures=pictures, method=self.method
-        )
+    @property
+    def sections(self) -> list[tuple[str, list[Table[Any]]]]:
+        return [
+            ("Leaderboards", self.leaderboards),
+            ("Which block is cheapest where", self.verdicts),
+            ("Repeatability", self.repeatability),
+        ]
 
     @property
     def method(self) -> list[str]:
@@ -171,12 +218,13 @@ class Report:
         environments = {row["env_hash"]: row for row in reversed(self.rows)}
         for row in sorted(environments.values(), key=lambda row: row["created_utc"]):
             known = [(label, row[column]) for label, column in ENVIRONMENT if row[column] is not None]
+            known = [it for it in known if it != ("CPU", row["device_name"])]
             lines.append(", ".join(f"{label} {value}" for label, value in known))
         if self.unreadable:
             names = ", ".join(f"{file.path.name} ({file.reason})" for file in self.unreadable[:5])
             more = ", …" if len(self.unreadable) > 5 else ""
             lines.append(f"unreadable: {len(self.unreadable)} file(s) left out: {names}{more}")
-        return [printable(line) for line in lines]
+        return [printable(line) for line in dict.fromkeys(lines)]
 
     def counts(self) -> str:
         if not self.rows:
@@ -195,46 +243,34 @@ class Report:
         return f"{len(self.rows)}{planned} cells ({counted}), {when}"
 
 
-@dataclass(frozen=True)
-class Illustration:
-    """A figure on the page."""
+def choose_baseline(rows: list[Row], wanted: str | None) -> str | None:
+    """The block that ratios refer to: the wanted one, or self-attention if it is there.
 
-    name: str
-    caption: str
-    svg: Any  # markup, safe to put into a page
+    Raises:
+        UsageError: if no row has the wanted one.
+    """
+    specs = dict.fromkeys(row["spec"] for row in rows if row["kind"] != "task")
+    if wanted is not None and wanted not in specs:
+        raise UsageError(f"no record of {wanted!r} to compare with; there are: {', '.join(specs) or 'none'}")
+    return DEFAULT_BASELINE if wanted is None and DEFAULT_BASELINE in specs else wanted
+
+
+def sweep(folder: Path, names: set[str]) -> None:
+    """Remove figures of ours that are not among these any more."""
+    for old in folder.glob("*"):
+        if old.is_file() and OURS.fullmatch(old.name) and old.stem not in names:
+            old.unlink()
+
+
+def bullets(lines: Iterable[str]) -> list[str]:
+    return [*(f"* {markdown_prose(line)}" for line in lines), ""]
 
 
 def tables_of(rows: list[Row], baseline: str | None = None) -> list[Table[Any]]:
-    """Published beside measured first, if there is any, then the leaderboards, then repetitions.
+    """What a terminal shows of these rows.
 
     Raises:
         UsageError: for a baseline that no row has.
     """
-    scored = score_tables([row for row in rows if row["kind"] == "task"])
-    rows = [row for row in rows if row["kind"] in ("profile", "step")]
-    specs = list(dict.fromkeys(row["spec"] for row in rows))
-    if baseline is not None and baseline not in specs:
-        raise UsageError(
-            f"no record of {baseline!r} to compare with; there are: {', '.join(specs) or 'none'}"
-        )
-    if baseline is None and DEFAULT_BASELINE in specs:
-        baseline = DEFAULT_BASELINE
-    compared = compare_profile([row for row in rows if row["kind"] == "profile"])
-    head: list[Table[Any]] = [published_table(compared)] if compared else []
-    repeated = repeatability_table(rows)
-    return [*head, *scored, *leaderboards(pooled(rows), baseline), *([repeated] if repeated else [])]
-
-
-def inline_svg(svg: str, name: str, caption: str) -> Any:
-    """The <svg> element alone, labelled, with ids of its own so that several fit into one page.
-
-    matplotlib escapes the text it draws, and `name` is made of a record's closed choices.
-    """
-    from markupsafe import Markup, escape
-
-    def own_ids(tag: re.Match[str]) -> str:
-        renamed = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', tag[0])
-        return re.sub(r'(xlink:href="#|url\(#)', rf"\g<1>{name}-", renamed)
-
-    element = re.sub(r"<[^>]+>", own_ids, svg[svg.index("<svg") :])  # within tags, not in text
-    return Markup(element.replace("<svg", f'<svg role="img" aria-label="{escape(caption)}"', 1))
+    report = Report(rows, baseline=choose_baseline(rows, baseline))
+    return [*report.published, *report.leaderboards, *report.repeatability]

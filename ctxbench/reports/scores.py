@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from statistics import mean
 from typing import Any
 
 from ctxbench.record import FAILED, Row
-from ctxbench.reports.leaderboards import machine
+from ctxbench.reports.inputs import machine
 from ctxbench.tables import MISSING, Column, Table, number
 
 SHARED = (
@@ -146,19 +146,27 @@ def natural(value: Any) -> list[tuple[float, str]]:
 
 def score_table(rows: list[Row]) -> Table[Entry]:
     entries, metric = entries_of(rows), metric_of(rows)
+    best = [it.spec for it in leading(entries, metric)]
     others = SEGMENTED if metric in SEGMENTED else GENERATED
     names = [name for name in others if name != metric and any(row[name] is not None for row in rows)]
     columns = [
         Column[Entry]("block", lambda it: it.spec, numeric=False),
         Column[Entry]("seeds", lambda it: str(len(it.done))),
-        score_column(metric),
+        replace(score_column(metric), best=lambda it: [it.spec] == best),
         Column[Entry]("seeds from - to", lambda it: ends(it, metric)),
         *map(score_column, names),
         Column[Entry]("CPU time (s)", lambda it: number(it.middle("train_cpu_s"), 3)),
     ]
     if any(flags(it) for it in entries):
         columns.append(Column("flags", flags, numeric=False))
-    return Table(title_of(rows[0]), columns, entries, notes(rows, entries, metric))
+    return Table(
+        title_of(rows[0]),
+        columns,
+        entries,
+        notes(rows, metric),
+        verdict=" ".join(ties(entries, metric)),
+        records=lambda it: it.rows,
+    )
 
 
 def score_column(name: str) -> Column[Entry]:
@@ -229,7 +237,7 @@ def title_of(row: Row) -> str:
     return f"{network}, {trained}{precision}{scored}"
 
 
-def notes(rows: list[Row], entries: list[Entry], metric: str) -> list[str]:
+def notes(rows: list[Row], metric: str) -> list[str]:
     found = [f"Trained on {', '.join(dict.fromkeys(machine(row) for row in rows))}."]
     if metric == "context_iou":
         found.append(
@@ -242,7 +250,7 @@ def notes(rows: list[Row], entries: list[Entry], metric: str) -> list[str]:
         found += generation_notes(rows, metric)
     found += protocol_lines(rows[0]["protocol_json"])
     found.append(f"Version of the code of blocks and training: {rows[0]['program_hash'] or 'unknown'}.")
-    return [*found, *ties(entries, metric)]
+    return found
 
 
 def generation_notes(rows: list[Row], metric: str) -> list[str]:
@@ -355,6 +363,18 @@ def protocol_line(stage: dict[str, Any]) -> str:
     )
 
 
+def leading(entries: list[Entry], metric: str) -> list[Entry]:
+    """The best block, then those that the seeds do not tell from it; [] where the scores rank nothing."""
+    scored = [it for it in entries if it.values(metric)]
+    sound = [it for it in scored if it.sound]
+    if len(sound) < 2 or min(len(it.values(metric)) for it in scored) < 2:
+        return []
+    best = scored[0]
+    if failures(best) or at_chance(best):
+        return []
+    return [best, *(it for it in sound[1:] if overlap(it, best, metric))]
+
+
 def ties(entries: list[Entry], metric: str) -> list[str]:
     """What the seeds say of who is best."""
     scored = [it for it in entries if it.values(metric)]
@@ -371,7 +391,7 @@ def ties(entries: list[Entry], metric: str) -> list[str]:
         return found
     if min(len(it.values(metric)) for it in scored) < 2:
         return [*found, "One seed tells no scatter: small differences mean nothing."]
-    tied = [it.spec for it in sound[1:] if overlap(it, best, metric)]
+    tied = [it.spec for it in leading(entries, metric)[1:]]
     return [*found, verdict(best.spec, tied, len(sound) < len(scored), metric)]
 
 
@@ -383,7 +403,8 @@ def verdict(best: str, tied: list[str], others_failed: bool, metric: str) -> str
     """
     start = "No block wins. " if "none" in (best, *tied) else ""
     if tied:
-        return f"{start}Not told apart from `{best}`, which has the best mean, by these seeds: {', '.join(tied)}."
+        others = ", ".join(f"`{it}`" for it in tied)
+        return f"{start}The seeds do not tell `{best}`, which has the best mean, from {others}."
     better = "below" if SCORES[metric].lower_is_better else "above"
     others = "the others that are ranked" if others_failed else "the others"
     return f"{start}Every seed of `{best}` is {better} all seeds of {others}."

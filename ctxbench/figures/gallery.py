@@ -1,0 +1,85 @@
+"""All figures that records allow, the most telling first."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from ctxbench.figures import ablations, claims
+from ctxbench.figures.costs import MACS, MEMORY, latency_against_memory, over_resolution
+from ctxbench.figures.inputs import LATENCY, by_input, by_machine
+from ctxbench.figures.predictions import predictions
+from ctxbench.figures.rooflines import roofline
+from ctxbench.figures.scores import cues, scores
+from ctxbench.figures.style import Looks, Picture, looks
+from ctxbench.figures.tradeoffs import tradeoff
+from ctxbench.figures.updates import updates
+from ctxbench.record import Row
+from ctxbench.reports.repeatability import pooled
+from ctxbench.reports.scores import groups_of
+
+TELLING = (  # what puts rows into an order of their own
+    *("created_utc", "kind", "spec", "mode", "batch", "channels", "height", "width", "dtype", "compiled"),
+    *("seed", "status", "run_id", "cell_id", "env_hash", "rounds_id", LATENCY, MEMORY, "macs_counted"),
+    *("train_cpu_s", "context_iou", "miou", "agreement", "fid", "kid"),
+)
+
+
+def pictures(
+    rows: list[Row], folders: Mapping[str, Path] | None = None, comparisons: Sequence[claims.Compared] = ()
+) -> list[Picture]:
+    """Every figure, undrawn, each kind with its largest group first; names are unique and fit for files.
+
+    Args:
+        folders: of the runs, by `run_id`, where sheets of predictions lie.
+        comparisons: of published numbers with those found here.
+    """
+    rows = sorted(rows, key=lambda row: [str(row[name]) for name in TELLING])
+    look = looks((row["spec"], row["family"]) for row in rows)
+    kinds = {kind: [row for row in rows if row["kind"] == kind] for kind in ("task", "step", "profile")}
+    numbers = Counter[str]()
+    found = [
+        *of_trainings(kinds["task"], folders or {}, look, numbers),
+        *updates(pooled(kinds["step"]), look),
+        *of_profiles(pooled(kinds["profile"]), look, numbers),
+        claims.differences(comparisons),
+    ]
+    return unique(picture for picture in found if picture is not None)
+
+
+def of_trainings(
+    rows: list[Row], folders: Mapping[str, Path], look: Looks, numbers: Counter[str]
+) -> Iterator[Picture | None]:
+    """Figures of trainings, numbered as their tables are."""
+    groups = sorted(enumerate(groups_of(rows)), key=lambda it: -len(it[1]))
+    yield from (scores(members, number, look) for number, members in groups)
+    yield from (tradeoff(members, number, look) for number, members in groups)
+    yield from cues(rows, look)
+    yield from (predictions(members, number, folders) for number, members in groups)
+    for _, members in groups:
+        yield from ablations.of_scores(members, numbers)
+
+
+def of_profiles(rows: list[Row], look: Looks, numbers: Counter[str]) -> Iterator[Picture | None]:
+    """Figures of what was measured on each machine, and of what is counted or predicted for all."""
+    inputs, machines = by_input(rows), by_machine(rows)
+    yield from (over_resolution(group, LATENCY, look) for group in machines)
+    yield from (over_resolution(group, MEMORY, look) for group in inputs)
+    yield from (over_resolution(group, MACS, look) for group in inputs)
+    yield from (latency_against_memory(group, look) for group in machines)
+    yield from (roofline(group, look) for group in machines)
+    for group in inputs:
+        yield from ablations.of_costs(group, numbers)
+
+
+def unique(found: Iterable[Picture]) -> list[Picture]:
+    """The pictures; a name that was there before gets a number."""
+    seen = Counter[str]()
+    named = []
+    for picture in found:
+        seen[picture.name] += 1
+        again = f"-again-{seen[picture.name]}" if seen[picture.name] > 1 else ""
+        named.append(dataclasses.replace(picture, name=picture.name + again))
+    return named

@@ -1,0 +1,55 @@
+"""How long one update of a GAN takes with each block."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from matplotlib.figure import Figure
+
+from ctxbench.figures.costs import fewer
+from ctxbench.figures.inputs import LATENCY
+from ctxbench.figures.style import LINE, MOST, NAME, WIDTH, Looks, Picture, short
+from ctxbench.record import METRICS, Row
+from ctxbench.reports.inputs import group_title
+from ctxbench.reports.leaderboards import leaderboard_key
+
+
+def updates(rows: list[Row], look: Looks) -> list[Picture]:
+    """A figure for each leaderboard of updates; the largest first.
+
+    Args:
+        rows: one for each cell.
+    """
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        if row[LATENCY] is not None:
+            groups.setdefault(str(leaderboard_key(row)), []).append(row)
+    numbered = enumerate(members for _, members in sorted(groups.items()))
+    return [update(members, number, look) for number, members in sorted(numbered, key=lambda it: -len(it[1]))]
+
+
+def update(rows: list[Row], number: int, look: Looks) -> Picture:
+    """The blocks of one leaderboard, the fastest on top."""
+    newest = {row["spec"]: row for row in sorted(rows, key=lambda row: row["created_utc"])}
+    found = sorted(newest.values(), key=lambda row: (row[LATENCY], row["spec"]))
+    shown = found[:MOST]
+    several = any(row["runs"] > 1 for row in shown)
+    spread = "median and range of several runs" if several else "median with its 95 % interval"
+    caption = f"{short(group_title(rows[0]), 200)}: {spread}{fewer(len(shown), len(found))}"
+    return Picture(f"updates-{number}", caption, partial(draw_update, shown, look))
+
+
+def draw_update(rows: list[Row], look: Looks) -> Figure:
+    figure = Figure(figsize=(WIDTH, 1 + 1.6 * LINE * len(rows)))
+    axes = figure.subplots()
+    for place, row in enumerate(rows):
+        style = look[row["spec"]]
+        axes.hlines(
+            place, row["latency_ms_ci_low"], row["latency_ms_ci_high"], color=style["color"], linewidth=1
+        )
+        axes.plot([row[LATENCY]], [place], **style)
+    axes.set_yticks(range(len(rows)), [short(row["spec"]) for row in rows], parse_math=False, fontsize=NAME)
+    axes.set(xlabel=METRICS[LATENCY].title, ylim=(len(rows) - 0.4, -0.6))
+    axes.set_xlim(left=0)
+    axes.set_title(short(group_title(rows[0]), 95), parse_math=False)
+    return figure

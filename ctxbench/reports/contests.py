@@ -1,0 +1,189 @@
+"""Who is cheaper: comparisons that count only what intervals tell apart."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ctxbench.record import METRICS, Row
+from ctxbench.tables import number
+
+LATENCY = "latency_ms_median"
+CONTROL = "control"  # the family of what does no work, and would win every contest
+MOST_NAMED = 3
+CHEAPEST = {"macs": "Fewest MACs", "memory_predicted_bytes": "Least memory", LATENCY: "Fastest"}
+WORDS = {
+    "macs_total": ("fewer MACs than", "more MACs than"),
+    "memory_predicted_bytes": ("less memory than", "more memory than"),
+    LATENCY: ("less time than", "more time than"),
+}
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A cost and what it may be; counted and predicted ones are exact."""
+
+    low: float
+    middle: float
+    high: float
+
+    def __lt__(self, other: Interval) -> bool:
+        """Whether it is below the other one for sure."""
+        return self.high < other.low
+
+
+def interval(row: Row, column: str) -> Interval | None:
+    """The cost of a row; None where it was not measured, or is nothing."""
+    value = row[column]
+    if value is None or value <= 0 or row["status"] not in ("ok", "skipped"):
+        return None
+    if column != LATENCY:
+        return Interval(value, value, value)
+    return Interval(row["latency_ms_ci_low"], value, row["latency_ms_ci_high"])
+
+
+def leaders(rows: Sequence[Row], column: str) -> list[Row]:
+    """The cheapest of those that do work, then those not told apart from it; [] if there is no contest."""
+    working = [row for row in rows if row["family"] != CONTROL]
+    found = [(cost, row) for row in working if (cost := interval(row, column))]
+    found.sort(key=lambda it: (it[0].middle, it[1]["spec"]))
+    if len({row["spec"] for _, row in found}) < 2:
+        return []
+    best = found[0][0]
+    return [row for cost, row in found if not best < cost]
+
+
+def amount(row: Row, column: str) -> str:
+    """A cost with its unit."""
+    metric = METRICS[column]
+    return f"{number(row[column] / metric.scale)} {metric.unit}"
+
+
+def named(specs: Sequence[str]) -> str:
+    """Some of these names, and how many more there are."""
+    shown = [f"`{spec}`" for spec in dict.fromkeys(specs)]
+    more = f" and {len(shown) - MOST_NAMED} more" if len(shown) > MOST_NAMED else ""
+    return ", ".join(shown[:MOST_NAMED]) + more
+
+
+@dataclass(frozen=True)
+class Meeting:
+    """The costs of two blocks at one resolution."""
+
+    height: int
+    width: int
+    ours: Interval
+    theirs: Interval
+
+    @property
+    def pixels(self) -> int:
+        return self.height * self.width
+
+    @property
+    def size(self) -> str:
+        return f"{self.height}x{self.width}"
+
+    @property
+    def sign(self) -> int:
+        """-1 if ours is cheaper, 1 if it is dearer, 0 if they are not told apart."""
+        return (self.theirs < self.ours) - (self.ours < self.theirs)
+
+    @property
+    def distance(self) -> float:
+        """Of the logarithms: positive where ours is dearer."""
+        return math.log(self.ours.middle / self.theirs.middle)
+
+
+@dataclass(frozen=True)
+class Course:
+    """How the cost of one block compares with that of another over resolutions, by rising pixels."""
+
+    meetings: list[Meeting]
+
+    @property
+    def told(self) -> list[Meeting]:
+        """Where the two are told apart."""
+        return [it for it in self.meetings if it.sign]
+
+    @property
+    def turns(self) -> list[tuple[Meeting, Meeting]]:
+        """The neighbours, of those told apart, between which the cheaper one changes."""
+        return [(one, next_) for one, next_ in itertools.pairwise(self.told) if one.sign != next_.sign]
+
+    @property
+    def crossover(self) -> float | None:
+        """The pixels at which the costs are equal; None unless the cheaper one changes exactly once.
+
+        Between two resolutions the logarithm of the ratio is taken as linear in that of the pixels,
+        which is exact for powers.
+        """
+        if len(self.turns) != 1:
+            return None
+        before, after = self.turns[0]
+        inside = self.meetings[self.meetings.index(before) : self.meetings.index(after) + 1]
+        for one, next_ in itertools.pairwise(inside):
+            if one.distance * before.sign > 0 >= next_.distance * before.sign:
+                part = one.distance / (one.distance - next_.distance)
+                return float(one.pixels * (next_.pixels / one.pixels) ** part)
+        return None
+
+    @property
+    def place(self) -> str:
+        """The crossover as a resolution."""
+        pixels = self.crossover
+        assert pixels is not None
+        square = all(it.height == it.width for turn in self.turns for it in turn)
+        return f"{math.sqrt(pixels):.0f}x{math.sqrt(pixels):.0f}" if square else f"{pixels:,.0f} pixels"
+
+    @property
+    def measured(self) -> str:
+        """The resolutions compared, from the first to the last."""
+        ends = dict.fromkeys((self.meetings[0].size, self.meetings[-1].size))
+        return f"at {' to '.join(ends)}"
+
+    @property
+    def short(self) -> str:
+        """From or up to where ours is the cheaper one, for a table."""
+        if not self.meetings:
+            return "not compared"
+        if not self.told:
+            return f"not told apart {self.measured}"
+        if not self.turns:
+            everywhere = "everywhere" if self.told[0].sign < 0 else "nowhere"
+            return f"{everywhere} {self.measured}"
+        if self.crossover is None:
+            return f"changes {len(self.turns)} times: cheaper at {self.sizes(-1)}"
+        return f"from about {self.place} on" if self.told[-1].sign < 0 else f"up to about {self.place}"
+
+    def sentence(self, ours: str, theirs: str, column: str) -> str:
+        """The same in words."""
+        less, more = WORDS[column]
+        if not self.meetings:
+            return f"`{ours}` and `{theirs}` have no resolution in common."
+        if not self.told:
+            return f"`{ours}` and `{theirs}` are not told apart {self.measured}."
+        but = "" if len(self.told) == len(self.meetings) else f" (not told apart at {self.sizes(0)})"
+        if not self.turns:
+            relation = less if self.told[0].sign < 0 else more
+            return f"`{ours}` takes {relation} `{theirs}` {self.measured}{but}."
+        if self.crossover is None:
+            return f"`{ours}` takes {less} `{theirs}` at {self.sizes(-1)}, and {more} it at {self.sizes(1)}{but}."
+        before, after = self.turns[0]
+        where = f"from about {self.place} on" if self.told[-1].sign < 0 else f"up to about {self.place}"
+        return f"`{ours}` takes {less} `{theirs}` {where} (measured: between {before.size} and {after.size}){but}."
+
+    def sizes(self, sign: int) -> str:
+        return ", ".join(it.size for it in self.meetings if it.sign == sign)
+
+
+def course(ours: Sequence[Row], theirs: Sequence[Row], column: str) -> Course:
+    """Both blocks at every resolution that both have: one row of each is expected there."""
+    costs = {(row["height"], row["width"]): cost for row in theirs if (cost := interval(row, column))}
+    found = [
+        Meeting(row["height"], row["width"], cost, costs[row["height"], row["width"]])
+        for row in ours
+        if (row["height"], row["width"]) in costs and (cost := interval(row, column))
+    ]
+    return Course(sorted(found, key=lambda it: (it.pixels, it.height)))

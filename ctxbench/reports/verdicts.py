@@ -1,0 +1,196 @@
+"""Answers in a sentence or a small table: what is cheapest where, what overtakes what, what a score costs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from ctxbench.record import FAILED, Row
+from ctxbench.reports.contests import CONTROL, LATENCY, Course, amount, course, leaders, named
+from ctxbench.reports.inputs import input_facets
+from ctxbench.reports.scores import SCORES, Entry, entries_of, groups_of, leading, metric_of, ties, title_of
+from ctxbench.tables import MISSING, Column, Table
+
+QUESTIONS = {"macs_total": "fewest MACs", "memory_predicted_bytes": "least memory", LATENCY: "fastest"}
+OVERTAKING = {"macs_total": "fewer MACs", "memory_predicted_bytes": "less memory", LATENCY: "faster"}
+MOST_ANSWERS = 8
+Key = tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What was found of one kind of input on one machine: at each resolution one row of a block, if any."""
+
+    rows: list[Row]
+
+    @property
+    def facets(self) -> dict[str, str]:
+        measured = [row for row in self.rows if not row["estimated"]]
+        return input_facets((measured or self.rows)[0])
+
+    @property
+    def title(self) -> str:
+        return ", ".join(self.facets.values())
+
+    @property
+    def sizes(self) -> dict[tuple[int, int], list[Row]]:
+        """The rows of each resolution, by rising pixels."""
+        found: dict[tuple[int, int], list[Row]] = {}
+        for row in sorted(self.rows, key=lambda row: (row["pixels"], row["height"], row["spec"])):
+            found.setdefault((row["height"], row["width"]), []).append(row)
+        return found
+
+    @property
+    def columns(self) -> list[str]:
+        """What there is to compare."""
+        return [name for name in QUESTIONS if any(leaders(rows, name) for rows in self.sizes.values())]
+
+    def of(self, spec: str) -> list[Row]:
+        return [row for row in self.rows if row["spec"] == spec]
+
+    def course(self, ours: str, theirs: str, column: str) -> Course:
+        return course(self.of(ours), self.of(theirs), column)
+
+
+def scenes(rows: Sequence[Row]) -> list[Scene]:
+    """One for each machine, mode, width, batch and precision; the largest first.
+
+    What is estimated holds on every machine, and completes what was measured there. Of a cell that was
+    measured by several versions of the program the latest counts.
+    """
+    estimated: dict[Key, list[Row]] = {}
+    measured: dict[Key, list[Row]] = {}
+    for row in sorted(rows, key=lambda row: row["created_utc"]):
+        key = tuple(row[name] for name in ("mode", "batch", "channels", "dtype", "compiled"))
+        if row["estimated"]:
+            estimated.setdefault(key, []).append(row)
+        else:
+            measured.setdefault((*key, row["env_hash"]), []).append(row)
+    groups = [[*estimated.get(key[:-1], []), *own] for key, own in measured.items()]
+    groups += [own for key, own in estimated.items() if not any(it[:-1] == key for it in measured)]
+    found = [Scene(one_each(group)) for group in groups]
+    return sorted(found, key=lambda it: (-len(it.rows), it.title))
+
+
+def one_each(rows: list[Row]) -> list[Row]:
+    """The last row of each block and resolution."""
+    return list({(row["spec"], row["height"], row["width"]): row for row in rows}.values())
+
+
+def cheapest(scene: Scene) -> Table[list[Row]]:
+    """Which block is the cheapest at each resolution; blocks that do no work do not take part."""
+
+    def winner(column: str) -> Column[list[Row]]:
+        def cell(rows: list[Row]) -> str:
+            best = leaders(rows, column)
+            return ", ".join(f"{row['spec']} {amount(row, column)}" for row in best[:2]) + (
+                f" and {len(best) - 2} more" if len(best) > 2 else "" if best else MISSING
+            )
+
+        return Column(QUESTIONS[column], cell, numeric=False)
+
+    size = Column[list[Row]](
+        "resolution", lambda rows: f"{rows[0]['height']}x{rows[0]['width']}", numeric=False
+    )
+    note = "Several blocks in a cell are not told apart: their intervals overlap, or the counts are equal."
+    return Table(
+        f"Cheapest at each resolution: {scene.title}",
+        [size, *map(winner, scene.columns)],
+        [rows for rows in scene.sizes.values() if any(leaders(rows, name) for name in scene.columns)],
+        [note],
+        facets=scene.facets,
+    )
+
+
+def overtaking(scene: Scene, baseline: str) -> Table[str]:
+    """From which resolution on each block is cheaper than the baseline, computed from what was measured."""
+
+    def where(column: str) -> Column[str]:
+        return Column(
+            OVERTAKING[column], lambda spec: scene.course(spec, baseline, column).short, numeric=False
+        )
+
+    specs = {row["spec"]: row for row in scene.rows if row["spec"] != baseline and row["family"] != CONTROL}
+    notes = [
+        "Between two resolutions the costs are taken as powers of the number of pixels; times count as "
+        "different where their intervals do not overlap. Nothing is said beyond what was measured.",
+        *failures(scene, baseline),
+    ]
+    return Table(
+        f"Where each block is cheaper than {baseline}: {scene.title}",
+        [Column[str]("block", lambda spec: spec, numeric=False), *map(where, scene.columns)],
+        sorted(specs),
+        notes,
+        facets=scene.facets,
+    )
+
+
+def failures(scene: Scene, baseline: str) -> list[str]:
+    """Where the baseline itself did not run."""
+    found = [row for row in scene.of(baseline) if row["status"] in FAILED]
+    places = ", ".join(f"{row['height']}x{row['width']} ({row['status']})" for row in found)
+    return [f"`{baseline}` failed at {places}."] if found else []
+
+
+def verdict_tables(rows: Sequence[Row], baseline: str | None) -> list[Table[Any]]:
+    """Both tables for each scene that has a contest."""
+    found: list[Table[Any]] = []
+    for scene in scenes(rows):
+        if scene.columns and len(scene.sizes) > 1:
+            found.append(cheapest(scene))
+            if baseline is not None and scene.of(baseline):
+                found.append(overtaking(scene, baseline))
+    return found
+
+
+class Answer(NamedTuple):
+    """What a reader should know first, and what it is about."""
+
+    about: str
+    said: str
+
+
+def answers(rows: Sequence[Row], trained: Sequence[Row], baseline: str | None) -> list[Answer]:
+    """A few sentences on scores, then on costs."""
+    found = [Answer(title_of(rows[0]), worth(rows)) for rows in groups_of(list(trained))]
+    found += [Answer(scene.title, in_short(scene, baseline)) for scene in scenes(rows)]
+    found = [it for it in found if it.said]
+    more = len(found) - MOST_ANSWERS
+    return found[:MOST_ANSWERS] + ([Answer(f"{more} more", "see below.")] if more > 0 else [])
+
+
+def in_short(scene: Scene, baseline: str | None) -> str:
+    """The cheapest block at the largest resolution, and since when it is cheaper than the baseline."""
+    column = next((name for name in (LATENCY, "macs_total") if name in scene.columns), None)
+    if column is None:
+        return ""
+    size, best = [(size, best) for size, rows in scene.sizes.items() if (best := leaders(rows, column))][-1]
+    spec = best[0]["spec"]
+    tied = [row["spec"] for row in best[1:]]
+    said = f"{QUESTIONS[column].capitalize()} at {size[0]}x{size[1]} is `{spec}` ({amount(best[0], column)}"
+    said += f"; not told apart from {named(tied)})." if tied else ")."
+    if baseline is None or spec == baseline or not scene.of(baseline):
+        return said
+    return f"{said} {scene.course(spec, baseline, column).sentence(spec, baseline, column)}"
+
+
+def worth(rows: list[Row]) -> str:
+    """What the seeds say of who is best, and which of the best costs least to train."""
+    entries, metric = entries_of(rows), metric_of(rows)
+    said = ties(entries, metric)
+    best = leading(entries, metric)
+    if not said or not best:
+        return " ".join(said)
+    score = SCORES[metric]
+    first = f"`{best[0].spec}` has the best mean ({score.name} {score.with_unit(best[0].middle(metric))})."
+    return " ".join([first, said[-1], *least_trained(best)])
+
+
+def least_trained(best: list[Entry]) -> list[str]:
+    """Of blocks that the seeds do not tell apart, the one that took least time to train."""
+    timed = [(cost, entry) for entry in best if (cost := entry.middle("train_cpu_s"))]
+    if len(timed) < 2:
+        return []
+    cost, entry = min(timed, key=lambda it: (it[0], it[1].spec))
+    return [f"Of these `{entry.spec}` took the least CPU time to train ({cost:,.0f} s)."]

@@ -1,0 +1,299 @@
+"use strict";
+// The tables are complete without this script; it lets a reader choose, sort, search, open and download.
+
+const SHOWN_AT_FIRST = 100;
+const FEW_TABLES = 4; // so many need no choice
+const PRINTED = ["published", "claim"];
+const GROUPS = {
+  "identity": ["run_id", "cell_id", "created_utc", "kind", "block", "spec", "family", "seed", "estimated"],
+  "input": ["batch", "channels", "height", "width", "dtype", "mode", "compiled"],
+  "outcome": ["status", "reason", "error_type", "wall_s"],
+  "options": ["options_json"],
+  "protocol": ["task", "preset", "model", "dataset", "scoring", "first_weights", "train_iterations", "protocol_json", "extractor", "images_scored"],
+  "environment": ["device_type", "device_name", "cpu", "threads", "torch", "cuda", "cudnn", "driver", "tf32", "python", "ctxbench_version", "git_commit", "git_dirty", "flags_json", "env_hash", "code_hash", "program_hash"],
+};
+const find = (selector, root = document) => [...root.querySelectorAll(selector)];
+const byId = (id) => document.getElementById(id);
+
+function make(tag, text = "", attributes = {}) {
+  const element = document.createElement(tag);
+  element.textContent = text;
+  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
+  return element;
+}
+
+// Records: by columns, unpacked when they are first needed.
+
+let unpacked = null;
+function records() {
+  unpacked ??= (async () => {
+    const bytes = Uint8Array.from(atob(byId("records").textContent), (letter) => letter.charCodeAt(0));
+    const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
+    return JSON.parse(await new Response(stream).text());
+  })();
+  return unpacked;
+}
+
+function valueOf(column, number) {
+  if ("all" in column) return column.all;
+  return "each" in column ? column.each[number] : column.of[column.at[number]];
+}
+
+function recordOf(data, number) {
+  return Object.fromEntries(Object.entries(data.columns).map(([name, column]) => [name, valueOf(column, number)]));
+}
+
+// Downloads. A spreadsheet must not take a text for a formula.
+
+function csvCell(value) {
+  if (value === null || value === undefined) return "";
+  let text = typeof value === "boolean" ? (value ? "True" : "False") : String(value);
+  if (typeof value === "string" && /^[=+\-@\t\r\n]/.test(text)) text = "'" + text;
+  return /[",\r\n]/.test(text) ? '"' + text.replaceAll('"', '""') + '"' : text;
+}
+
+async function download(format) {
+  const data = await records();
+  const names = Object.keys(data.columns);
+  const rows = Array.from({ length: data.count }, (_, number) => recordOf(data, number));
+  const text = format === "json"
+    ? JSON.stringify(rows, null, 1) + "\n"
+    : [names, ...rows.map((row) => names.map((name) => row[name]))].map((cells) => cells.map(csvCell).join(",") + "\r\n").join("");
+  const link = make("a", "", { download: "ctxbench-records." + format });
+  link.href = URL.createObjectURL(new Blob([text], { type: format === "json" ? "application/json" : "text/csv" }));
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 10000);
+}
+
+// What a row opens to.
+
+function pairs(record, names) {
+  const list = make("dl");
+  for (const name of names) {
+    let value = record[name];
+    if (value === null || value === undefined || value === "") continue;
+    if (name.endsWith("_json")) {
+      try { value = JSON.parse(value); } catch { /* shown as it is */ }
+    }
+    const flat = value !== null && typeof value === "object" && !Array.isArray(value)
+      ? Object.entries(value).map(([key, inner]) => [key, typeof inner === "object" ? JSON.stringify(inner) : String(inner)])
+      : [[name, typeof value === "object" ? JSON.stringify(value) : String(value)]];
+    for (const [key, text] of flat) {
+      const pair = make("div", "", text.length > 40 ? { class: "long" } : {});
+      pair.append(make("dt", key), make("dd", text));
+      list.append(pair);
+    }
+  }
+  return list;
+}
+
+function showRecord(place, record) {
+  place.replaceChildren();
+  const known = Object.values(GROUPS).flat();
+  const rest = Object.keys(record).filter((name) => !known.includes(name) && name !== "command");
+  for (const [title, names] of [...Object.entries(GROUPS).slice(0, 4), ["found", rest], ...Object.entries(GROUPS).slice(4)]) {
+    const list = pairs(record, names);
+    if (list.children.length) place.append(make("h4", title), list);
+  }
+  if (record.command) {
+    const copy = make("button", "Copy", { type: "button" });
+    copy.addEventListener("click", () => navigator.clipboard?.writeText(record.command).then(() => { copy.textContent = "Copied"; }, () => {}));
+    place.append(make("h4", "measure it again"), make("pre", record.command), copy);
+  }
+}
+
+async function toggle(button) {
+  const row = button.closest("tr");
+  const open = button.getAttribute("aria-expanded") === "true";
+  button.setAttribute("aria-expanded", String(!open));
+  if (open) {
+    row.nextElementSibling.remove();
+    return;
+  }
+  const detail = make("tr", "", { class: "detail" });
+  const cell = make("td", "", { colspan: row.children.length });
+  detail.append(cell);
+  row.after(detail);
+  const data = await records();
+  const found = row.dataset.records.split(",").map((number) => recordOf(data, Number(number)));
+  const place = make("div");
+  if (found.length > 1) {
+    const which = make("div", "", { class: "which", role: "group", "aria-label": "records of this row" });
+    for (const [index, record] of found.entries()) {
+      const name = record.kind === "task" ? "seed " + record.seed : record.run_id;
+      const choice = make("button", name, { type: "button", "aria-pressed": String(index === 0) });
+      choice.addEventListener("click", () => {
+        for (const other of which.children) other.setAttribute("aria-pressed", String(other === choice));
+        showRecord(place, record);
+      });
+      which.append(choice);
+    }
+    cell.append(which);
+  }
+  showRecord(place, found[0]);
+  cell.append(place);
+}
+
+// Tables: sorted by what the cells say; missing values always last.
+
+function keyOf(text) {
+  const number = parseFloat(text.replaceAll(",", ""));
+  return /^[-+]?[\d.]/.test(text) && !Number.isNaN(number) ? number : text;
+}
+
+class Board {
+  constructor(section) {
+    this.section = section;
+    this.table = section.querySelector("table");
+    this.body = this.table.tBodies[0];
+    this.rows = [...this.body.rows];
+    this.texts = this.rows.map((row) => row.textContent.toLowerCase());
+    this.order = this.rows.map((_, index) => index);
+    this.all = this.rows.length <= SHOWN_AT_FIRST;
+    this.matching = this.order;
+    find("thead th", this.table).forEach((head, column) => {
+      const button = make("button", head.textContent, { type: "button" });
+      head.replaceChildren(button);
+      button.addEventListener("click", () => this.sort(head, column));
+    });
+    for (const row of this.rows) {
+      if (!row.dataset.records) continue;
+      const head = row.cells[0];
+      const button = make("button", head.textContent, { type: "button", "aria-expanded": "false", title: head.textContent });
+      head.replaceChildren(button);
+    }
+    this.more = make("button", "", { type: "button", class: "more" });
+    this.more.addEventListener("click", () => { this.all = true; this.show(); });
+    this.table.parentElement.after(this.more);
+    this.show();
+  }
+
+  sort(head, column) {
+    const descending = head.getAttribute("aria-sort") === "ascending";
+    for (const other of find("thead th", this.table)) other.removeAttribute("aria-sort");
+    head.setAttribute("aria-sort", descending ? "descending" : "ascending");
+    const keys = this.rows.map((row) => row.cells[column].textContent).map((text) => (text === "–" || text === "" ? null : keyOf(text)));
+    const sign = descending ? -1 : 1;
+    const compare = (one, other) => {
+      if (one === null || other === null) return (one === null) - (other === null);
+      if (typeof one !== typeof other) return typeof one === "number" ? -1 : 1;
+      return sign * (typeof one === "number" ? one - other : one.localeCompare(other));
+    };
+    this.order = this.rows.map((_, index) => index).sort((a, b) => compare(keys[a], keys[b]) || a - b);
+    this.show();
+  }
+
+  filter(words, state) {
+    const fits = (index) => {
+      const kind = this.rows[index].className;
+      return words.every((word) => this.texts[index].includes(word))
+        && (!state || (state === "measured" ? !PRINTED.includes(kind) : state === "published" ? PRINTED.includes(kind) : kind === state));
+    };
+    this.fits = words.length || state ? fits : null;
+    this.show();
+    return this.matching.length;
+  }
+
+  show() {
+    this.matching = this.fits ? this.order.filter(this.fits) : this.order;
+    const shown = this.all ? this.matching : this.matching.slice(0, SHOWN_AT_FIRST);
+    this.body.replaceChildren(...shown.flatMap((index) => {
+      const row = this.rows[index];
+      const detail = this.detailOf(row);
+      return detail ? [row, detail] : [row];
+    }));
+    this.more.hidden = shown.length === this.matching.length;
+    this.more.textContent = "Show all " + this.matching.length.toLocaleString("en") + " rows";
+  }
+
+  detailOf(row) {
+    const button = row.cells[0].querySelector("button[aria-expanded=true]");
+    const next = row.nextElementSibling;
+    return button && next?.className === "detail" ? next : null;
+  }
+
+  relate(baseline) {
+    const column = Number(this.table.dataset.ratio);
+    if (!("ratio" in this.table.dataset)) return;
+    const name = (row) => row.cells[0].querySelector("button")?.textContent ?? row.cells[0].textContent;
+    const unit = Number(this.rows.find((row) => name(row) === baseline && row.dataset.cost)?.dataset.cost);
+    const head = this.table.tHead.rows[0].cells[column].querySelector("button");
+    head.textContent = head.textContent.replace(/ \/ .*$/s, "") + " / " + baseline;
+    for (const row of this.rows) {
+      if (row.className === "published") { row.cells[column].textContent = "–"; continue; }
+      const ratio = Number(row.dataset.cost) / unit;
+      row.cells[column].textContent = row.dataset.cost && unit ? String(Number(ratio.toPrecision(3))) : "–";
+    }
+  }
+}
+
+// The choice of tables.
+
+function start() {
+  const boards = find(".board").map((section) => new Board(section));
+  const choices = find("select[data-facet]");
+  const faceted = boards.filter((board) => Object.keys(board.section.dataset).length);
+
+  function fits(board, wanted) {
+    return Object.entries(wanted).every(([name, value]) => !value || !(name in board.section.dataset) || board.section.dataset[name] === value);
+  }
+
+  function chosen() {
+    return Object.fromEntries(choices.map((select) => [select.dataset.facet, select.value]));
+  }
+
+  function apply() {
+    const words = byId("search").value.toLowerCase().split(/\s+/).filter(Boolean);
+    const state = byId("states").value;
+    let tables = 0, rows = 0;
+    for (const board of boards) {
+      const matching = fits(board, chosen()) ? board.filter(words, state) : 0;
+      const visible = fits(board, chosen()) && (matching > 0 || (!words.length && !state));
+      board.section.hidden = !visible;
+      if (visible) { tables += 1; rows += matching; }
+    }
+    for (const part of find(".part")) {
+      const inside = find(".board", part);
+      const nothing = part.querySelector(".nothing");
+      if (nothing && inside.length) nothing.hidden = inside.some((board) => !board.hidden);
+    }
+    byId("told").textContent = tables + (tables === 1 ? " table, " : " tables, ") + rows.toLocaleString("en") + (rows === 1 ? " row" : " rows");
+  }
+
+  // A choice that no table fits takes the others along: to those of the first table that has it.
+  function choose(changed) {
+    if (changed.value && !faceted.some((board) => "resolution" in board.section.dataset && fits(board, chosen()))) {
+      const like = faceted.find((board) => "resolution" in board.section.dataset && board.section.dataset[changed.dataset.facet] === changed.value)
+        ?? faceted.find((board) => board.section.dataset[changed.dataset.facet] === changed.value);
+      for (const select of choices) {
+        const value = like?.section.dataset[select.dataset.facet];
+        if (select !== changed && select.value && value) select.value = value;
+      }
+    }
+    apply();
+  }
+
+  for (const select of choices) select.addEventListener("change", () => choose(select));
+  byId("states").addEventListener("change", apply);
+  byId("search").addEventListener("input", apply);
+  byId("baseline")?.addEventListener("change", (event) => boards.forEach((board) => { board.relate(event.target.value); }));
+  byId("csv").addEventListener("click", () => download("csv"));
+  byId("json").addEventListener("click", () => download("json"));
+  byId("tools").addEventListener("submit", (event) => event.preventDefault());
+  document.addEventListener("click", (event) => {
+    const button = event.target.closest?.("tbody th button[aria-expanded]");
+    if (button) toggle(button);
+  });
+
+  const sized = faceted.filter((board) => "resolution" in board.section.dataset);
+  if (sized.length > FEW_TABLES) {
+    const measured = sized.filter((board) => board.section.dataset.machine !== "estimated");
+    const first = (measured.length ? measured : sized).at(-1).section.dataset;
+    const best = (measured.length ? measured : sized).findLast((board) => ["machine", "input", "precision"].every((name) => board.section.dataset[name] === first[name]) && board.section.dataset.mode === "inference");
+    for (const select of choices) select.value = (best?.section.dataset ?? first)[select.dataset.facet] ?? "";
+  }
+  byId("tools").hidden = false;
+  apply();
+}
+
+start();
