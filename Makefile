@@ -4,13 +4,24 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test check bench clean
+.PHONY: demo test browser check bench leaderboards clean
 
 demo: $(STAMP)
 	$(BIN)/ctxbench demo --out report
 
-test: $(STAMP)
+test: $(STAMP) browser
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+# The tests of the page need Chromium; where it can be neither found nor installed they are skipped.
+browser:
+	@for name in chromium chromium-browser google-chrome; do command -v $$name >/dev/null && exit 0; done; \
+	{ test "$$(id -u)" = 0 && command -v apt-get >/dev/null && apt-get update --quiet=2 && \
+	  DEBIAN_FRONTEND=noninteractive apt-get install --quiet=2 chromium >/dev/null; } || \
+	echo "There is no Chromium: the tests of the page in a browser will be skipped."
+
+leaderboards: $(STAMP)
+	$(BIN)/ctxbench report --markdown results/leaderboard.md
+	$(BIN)/ctxbench report --site results/leaderboards
 
 check: $(STAMP)
 	$(BIN)/ruff check .

@@ -21,8 +21,9 @@ from click.testing import CliRunner, Result
 
 import blocks
 from blocks import registry
-from ctxbench import __version__, environment, measure, presets, published, subject
+from ctxbench import __version__, environment, measure, presets, subject
 from ctxbench.cli import main
+from ctxbench.reports import published
 from ctxbench.spec import Grid
 from ctxbench.store import RunStore
 from tasks import legend
@@ -333,7 +334,7 @@ def test_an_absent_gpu_is_a_mistake_only_if_it_was_asked_for() -> None:
         ("report nowhere", ["nowhere holds no run", "ctxbench profile --out nowhere"]),
         ("report file", ["file is a file", "folder of a run"]),
         ("report empty", ["empty holds no run"]),
-        ("report", ["RUN"]),
+        ("report", ["results/runs", "name the folders"]),
         ("report run --baseline nine", ["no record of 'nine'", "ham-nmf"]),
         ("report run --out file", ["cannot write", "file"]),
         ("profle", ["profle"]),

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import re
+from collections.abc import Iterator
 from typing import Any
 
-import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,13 +15,13 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
-from ctxbench.figures import costs as plots
-from ctxbench.figures.costs import pareto
-from ctxbench.figures.labels import spread
-from ctxbench.figures.style import FAMILY_COLOURS, styles
+from ctxbench.figures.frontier import pareto
+from ctxbench.figures.gallery import pictures
+from ctxbench.figures.labels import spread, within
+from ctxbench.figures.style import NAME, SMALL, Picture, drawing, ink
 from ctxbench.record import Record
-from ctxbench.store import to_frame
 from tests.factories import failed_record, make_record, no_times
 
 FAMILIES = {
@@ -35,6 +36,7 @@ def record(spec: str, side: int, **fields: Any) -> Record:
     """Costs that grow with the pixels, and with the length of the name."""
     macs, latency = len(spec) * 10**7 * side**2, len(spec) * side**2 / 1000
     grown = {
+        "cell_id": cell_id(spec, side, fields),
         "spec": spec,
         "block": spec.partition("[")[0],
         "family": FAMILIES.get(spec.partition("[")[0], "mine"),
@@ -50,8 +52,26 @@ def record(spec: str, side: int, **fields: Any) -> Record:
     return make_record(**(grown | fields))
 
 
-def frame(*records: Record) -> pd.DataFrame:
-    return to_frame([each.row for each in records])
+def cell_id(spec: str, side: int, fields: dict[str, Any]) -> str:
+    shape = {
+        name: it
+        for name, it in fields.items()
+        if name in ("mode", "channels", "batch", "dtype", "width", "compiled")
+    }
+    return hashlib.sha256(f"{spec}{side}{shape}".encode()).hexdigest()[:16]
+
+
+def failure(status: str, spec: str, side: int, **fields: Any) -> Record:
+    identity = {
+        "spec": spec,
+        "block": spec,
+        "family": FAMILIES.get(spec, "mine"),
+        "height": side,
+        "width": side,
+    }
+    return failed_record(
+        status, "too large", **(identity | {"cell_id": cell_id(spec, side, fields)} | fields)
+    )
 
 
 def grid(*specs: str, sides: tuple[int, ...] = (8, 16, 32), **fields: Any) -> list[Record]:
@@ -63,20 +83,60 @@ def axes_of(figure: Figure) -> Axes:
     return axes
 
 
+def names(figure: Figure) -> list[Text]:
+    """The names of blocks beside lines and points."""
+    return [text for text in axes_of(figure).texts if text.get_fontsize() == NAME]
+
+
 def lines(figure: Figure) -> dict[str, Any]:
     """The drawn line of each spec: the name in a line's colour and at its end belongs to it."""
-    axes = axes_of(figure)
-    drawn = [line for line in axes.get_lines() if len(line.get_xdata()) > 1]
+    drawn = [line for line in axes_of(figure).get_lines() if line.get_linestyle() not in (":", "None")]
     found = {}
-    for text in axes.texts:
+    for text in names(figure):
         (line,) = [
             line
             for line in drawn
             if (line.get_xdata()[-1], line.get_ydata()[-1]) == pytest.approx(text.xy)
-            and to_hex(line.get_color()) == to_hex(text.get_color())
+            and ink(to_hex(line.get_color())) == to_hex(text.get_color())
         ]
         found[text.get_text()] = line
     return found
+
+
+def lines_of(figure: Figure, style: str) -> list[Any]:
+    return [line for line in axes_of(figure).get_lines() if line.get_linestyle() == style]
+
+
+def crosses(figure: Figure) -> list[tuple[float, float]]:
+    """Where failures are marked."""
+    marked = [line for line in axes_of(figure).get_lines() if line.get_marker() == "x"]
+    return sorted(point for line in marked for point in zip(line.get_xdata(), line.get_ydata(), strict=True))
+
+
+def written(figure: Figure) -> Iterator[Text]:
+    """All text that is seen."""
+    for axes in figure.axes:
+        yield from (*axes.texts, axes.title, axes._left_title, axes.xaxis.label, axes.yaxis.label)
+        for axis in (axes.xaxis, axes.yaxis) if axes.axison else ():
+            low, high = sorted(axis.get_view_interval())
+            yield from (tick.label1 for tick in axis.get_major_ticks() if low <= tick.get_loc() <= high)
+
+
+def assert_legible(figure: Figure) -> None:
+    """No text is small, leaves the figure or lies on another one."""
+    with drawing():
+        figure.draw_without_rendering()
+    boxes = []
+    for text in written(figure):
+        box = Text.get_window_extent(text)
+        if text.get_text() and box.width:
+            assert text.get_fontsize() >= SMALL, text
+            assert figure.bbox.x0 <= box.x0 + 1 and box.x1 - 1 <= figure.bbox.x1, text
+            assert figure.bbox.y0 <= box.y0 + 1 and box.y1 - 1 <= figure.bbox.y1, text
+            if not text.get_rotation():
+                boxes.append((text, box.padded(-1)))
+    for (one, box), (other, next_to) in itertools.combinations(boxes, 2):
+        assert not box.overlaps(next_to), (one, other)
 
 
 KINDS = {
@@ -86,63 +146,43 @@ KINDS = {
 }
 
 
-def figures(data: pd.DataFrame) -> dict[str, tuple[str, Figure]]:
-    """File name -> (caption, figure)."""
-    found = plots.figures(data)
-    assert len({picture.name for picture in found}) == len(found)
-    return {picture.name: (picture.caption, picture.figure) for picture in found}
+def gallery(*records: Record) -> dict[str, Picture]:
+    return {picture.name: picture for picture in pictures([each.row for each in records])}
+
+
+def figures(*records: Record) -> dict[str, Picture]:
+    """Those over the resolution and of latency against memory."""
+    found = gallery(*records).items()
+    return {name: it for name, it in found if not name.startswith(("roofline", "ablation"))}
 
 
 @pytest.mark.parametrize(("name", "column"), KINDS.items())
 def test_a_cost_over_resolution_is_drawn_log_log_with_the_measured_values(name: str, column: str) -> None:
-    data = frame(*grid("ham-nmf", "self-attn"))
-    figure = figures(data)[name][1]
+    data = [each.row for each in grid("ham-nmf", "self-attn")]
+    figure = gallery(*grid("ham-nmf", "self-attn"))[name].figure
     axes = axes_of(figure)
     assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
     assert [label.get_text() for label in axes.get_xticklabels()] == ["8x8", "16x16", "32x32"]
     scale = {"macs": 1e9, "memory_predicted_bytes": 2**20, "latency_ms_median": 1}[column]
     for spec, line in lines(figure).items():
-        expected = data[data["spec"] == spec].sort_values("pixels")
-        assert list(line.get_xdata()) == list(expected["pixels"])
-        assert list(line.get_ydata()) == pytest.approx(list(expected[column] / scale))
+        expected = [row for row in data if row["spec"] == spec]
+        assert list(line.get_xdata()) == [row["pixels"] for row in expected]
+        assert list(line.get_ydata()) == pytest.approx([row[column] / scale for row in expected])
     assert set(lines(figure)) == {"ham-nmf", "self-attn"}
 
 
 def test_axes_name_their_quantity_and_unit() -> None:
-    found = figures(frame(*grid("ham-nmf", "self-attn")))
-    labels = [axes_of(found[name][1]).get_ylabel() for name in KINDS]
+    found = figures(*grid("ham-nmf", "self-attn"))
+    labels = [axes_of(found[name].figure).get_ylabel() for name in KINDS]
     assert labels == ["MACs (G)", "predicted peak (MiB)", "latency (ms)"]
 
 
 def test_latency_is_drawn_with_its_interval() -> None:
-    figure = figures(frame(*grid("ham-nmf")))["latency-infer-b1-c16-float32-012345"][1]
+    figure = figures(*grid("ham-nmf"))["latency-infer-b1-c16-float32-012345"].figure
     (bars,) = [each for each in axes_of(figure).collections if isinstance(each, LineCollection)]
     spans = [tuple(segment[:, 1]) for segment in bars.get_segments()]
     expected = [(each.latency_ms_ci_low, each.latency_ms_ci_high) for each in grid("ham-nmf")]
     assert spans == [pytest.approx(pair) for pair in expected]
-
-
-def test_a_block_looks_the_same_in_every_figure() -> None:
-    specs = ("ham-nmf", "ham-cd", "self-attn", "none")
-    some = grid(*specs[1:], mode="train")
-    found = figures(frame(*grid(*specs), *some))
-    looks: dict[str, set[tuple[str, str, str]]] = {}
-    for name, (_, figure) in found.items():
-        if not name.startswith("pareto"):
-            for spec, line in lines(figure).items():
-                look = to_hex(line.get_color()), line.get_marker(), line.get_linestyle()
-                looks.setdefault(spec, set()).add(look)
-    assert set(looks) == set(specs)
-    assert all(len(look) == 1 for look in looks.values()), looks
-    assert len(set.union(*looks.values())) == len(specs), "no two blocks look alike"
-
-
-def test_a_family_has_one_colour_and_its_blocks_differ_in_marker_and_line() -> None:
-    look = styles(frame(*grid("ham-nmf", "ham-cd", "self-attn", "none", "mine")))
-    assert look["ham-nmf"]["color"] == look["ham-cd"]["color"] == FAMILY_COLOURS["decomposition"]
-    assert look["ham-nmf"]["marker"] != look["ham-cd"]["marker"]
-    assert look["ham-nmf"]["linestyle"] != look["ham-cd"]["linestyle"]
-    assert len({style["color"] for style in look.values()}) == 4
 
 
 def test_modes_channels_and_dtypes_have_figures_of_their_own() -> None:
@@ -153,7 +193,7 @@ def test_modes_channels_and_dtypes_have_figures_of_their_own() -> None:
         *grid("none", sides=(8, 16), dtype="bfloat16"),
         *grid("none", sides=(8, 16), batch=4),
     ]
-    found = {name for name in figures(frame(*records)) if name.startswith("macs")}
+    found = {name for name in figures(*records) if name.startswith("macs")}
     assert found == {
         "macs-infer-b1-c16-float32",
         "macs-train-b1-c16-float32",
@@ -164,27 +204,71 @@ def test_modes_channels_and_dtypes_have_figures_of_their_own() -> None:
 
 
 def test_one_resolution_makes_no_figure_over_resolution() -> None:
-    assert [
-        name for name in figures(frame(*grid("none", "ham-nmf", sides=(8,)))) if "pareto" not in name
-    ] == []
+    assert [name for name in figures(*grid("none", "ham-nmf", sides=(8,))) if "pareto" not in name] == []
 
 
-def test_failures_are_not_drawn() -> None:
-    failed = [failed_record("oom", "too large", spec="ham-cd", height=side, width=side) for side in (8, 16)]
-    found = figures(frame(*grid("none"), *failed))
-    for name, (_, figure) in found.items():
-        if not name.startswith("pareto"):
-            assert set(lines(figure)) == {"none"}
+def test_a_failure_is_marked_at_its_predicted_cost_and_above_all_others_where_that_is_not_known() -> None:
+    known = {"macs_counted": 10**13, "macs_formula": 10**13, "params": 1, "memory_predicted_bytes": 2**33}
+    records = [*grid("ham-nmf"), record("ham-cd", 8), failure("oom", "ham-cd", 16, **known)]
+    records += [record("mine", 8), failure("timeout", "mine", 16)]
+    macs, memory, latency = (gallery(*records)[name].figure for name in KINDS)
+    assert (256, 10**13 / 1e9) in crosses(macs)
+    assert (256, 2**33 / 2**20) in crosses(memory)
+    for figure in (macs, memory, latency):
+        assert len(crosses(figure)) == 2
+        assert [pixels for pixels, _ in crosses(figure)] == [256, 256]
+        assert {text.get_text() for text in names(figure)} == {"ham-nmf", "ham-cd", "mine"}
+        highest = max(max(line.get_ydata()) for line in lines_of(figure, "-"))
+        assert max(height for _, height in crosses(figure)) > highest
+        low, high = axes_of(figure).get_ylim()
+        assert all(low < height < high for _, height in crosses(figure))
+        words = [text.get_text() for text in axes_of(figure).texts if text not in names(figure)]
+        assert words == ["1 oom, 1 timeout"]
+        assert_legible(figure)
+    assert "; x: failed (oom, timeout)" in gallery(*records)["macs-infer-b1-c16-float32"].caption
+
+
+def test_a_cell_that_one_run_measured_is_not_marked_as_failed_in_another() -> None:
+    later = failure("crashed", "ham-cd", 32, run_id="later", created_utc="2026-01-01T00:00:00+00:00")
+    for picture in figures(*grid("ham-cd", "ham-nmf"), later).values():
+        assert crosses(figure) == []
+
+
+def test_a_block_that_broke_a_rule_has_no_memory() -> None:
+    cost = {"memory_predicted_bytes": 1, "macs_counted": 10**9, "macs_formula": 1, "params": 1}
+    found = figures(*grid("ham-nmf"), failure("invalid", "bad", 16, **cost))
+    ((_, height),) = crosses(found["memory-infer-b1-c16-float32"].figure)
+    assert height > 1
+    assert crosses(found["macs-infer-b1-c16-float32"].figure) == [(256, 1.0)]
+
+
+def test_many_blocks_and_failures_are_legible() -> None:
+    """35 blocks at six resolutions, a third of which stop fitting at the last two."""
+    specs = [
+        f"{family}-{number}[rank={number}]" for family in ("attention", "pooling") for number in range(17)
+    ]
+    records = []
+    for number, spec in enumerate(["x" * 200, *specs]):
+        sides = (8, 16, 32, 64) if number % 3 == 0 else (8, 16, 32, 64, 128, 256)
+        records += grid(spec, sides=sides, family=spec.partition("-")[0])
+        records += [failure("oom", spec, side) for side in (128, 256) if side not in sides]
+    for name, picture in gallery(*records).items():
+        if not name.startswith("roofline"):
+            assert_legible(picture.figure)
+        if name.startswith(("latency", "macs", "memory")):
+            assert len(names(picture.figure)) == 35
+            assert len(crosses(picture.figure)) == 24
+            assert picture.figure.get_figheight() > 6
 
 
 def test_a_run_in_which_everything_failed_has_no_figures() -> None:
-    assert figures(frame(failed_record("oom", "too large"))) == {}
+    assert figures(failed_record("oom", "too large")) == {}
 
 
 def test_a_skipped_cell_adds_its_predicted_cost() -> None:
     skipped = record("ham-nmf", 64, status="skipped", **no_times())
-    found = figures(frame(*grid("ham-nmf"), skipped))
-    _, memory, latency = (lines(found[name][1])["ham-nmf"] for name in KINDS)
+    found = figures(*grid("ham-nmf"), skipped)
+    _, memory, latency = (lines(found[name].figure)["ham-nmf"] for name in KINDS)
     assert list(memory.get_xdata())[-1] == 64**2
     assert list(latency.get_xdata())[-1] == 32**2
 
@@ -192,7 +276,7 @@ def test_a_skipped_cell_adds_its_predicted_cost() -> None:
 def test_environments_never_share_a_figure_of_what_was_measured() -> None:
     other = grid("ham-nmf", env_hash="ba9876543210", threads=2, device_name="other")
     compiled = grid("ham-nmf", compiled=True)
-    found = figures(frame(*grid("ham-nmf"), *other, *compiled))
+    found = figures(*grid("ham-nmf"), *other, *compiled)
     latencies = {name: caption for name, (caption, _) in found.items() if name.startswith("latency")}
     assert set(latencies) == {
         "latency-infer-b1-c16-float32-012345",
@@ -205,13 +289,13 @@ def test_environments_never_share_a_figure_of_what_was_measured() -> None:
 
 def test_what_the_allocator_measured_is_not_mixed_with_predictions() -> None:
     measured = record("ham-nmf", 8, memory_measured_bytes=7 * 2**20, memory_source="allocator")
-    figure = figures(frame(measured, record("ham-nmf", 16)))["memory-infer-b1-c16-float32"][1]
+    figure = figures(measured, record("ham-nmf", 16))["memory-infer-b1-c16-float32"].figure
     assert lines(figure)["ham-nmf"].get_ydata()[0] == measured.memory_predicted_bytes / 2**20
 
 
 def test_the_frontier_stands_at_the_largest_measured_resolution() -> None:
     records = [*grid("ham-cd", "ham-nmf", "self-attn"), record("ham-cd", 64, **no_times())]
-    caption, figure = figures(frame(*records))["pareto-infer-b1-c16-float32-012345"]
+    caption, figure = figures(*records)["pareto-infer-b1-c16-float32-012345"]
     axes = axes_of(figure)
     assert axes.get_title(loc="left").endswith(", at 32x32")
     assert {text.get_text() for text in axes.texts} == {"ham-cd", "ham-nmf", "self-attn"}
@@ -219,16 +303,16 @@ def test_the_frontier_stands_at_the_largest_measured_resolution() -> None:
 
 
 def test_the_control_does_no_work_and_enters_no_contest() -> None:
-    found = figures(frame(*grid("none", "ham-nmf", "self-attn")))["pareto-infer-b1-c16-float32-012345"][1]
+    found = figures(*grid("none", "ham-nmf", "self-attn"))["pareto-infer-b1-c16-float32-012345"].figure
     assert {text.get_text() for text in axes_of(found).texts} == {"ham-nmf", "self-attn"}
-    assert "pareto-infer-b1-c16-float32-012345" not in figures(frame(*grid("none", "ham-nmf")))
+    assert "pareto-infer-b1-c16-float32-012345" not in figures(*grid("none", "ham-nmf"))
 
 
 def test_a_block_without_memory_or_work_of_its_own_spoils_no_figure() -> None:
     """A logarithm has no zero: what costs nothing is left out, and the rest is drawn."""
     free = grid("mine", macs_counted=0, memory_predicted_bytes=0)
-    found = figures(frame(*free, *grid("ham-nmf", "self-attn")))
-    for name, (_, figure) in found.items():
+    found = figures(*free, *grid("ham-nmf", "self-attn"))
+    for name, picture in found.items():
         figure.canvas.draw()
         shown = {text.get_text() for text in axes_of(figure).texts}
         assert {"ham-nmf", "self-attn"} <= shown
@@ -238,7 +322,7 @@ def test_a_block_without_memory_or_work_of_its_own_spoils_no_figure() -> None:
 def test_names_are_drawn_as_they_are() -> None:
     """A name is no formula."""
     hostile = r"ham-nmf[x=$\frac{1}$]"
-    for name, (_, figure) in figures(frame(*grid(hostile, "none"))).items():
+    for name, picture in figures(*grid(hostile, "none")).items():
         figure.canvas.draw()
         texts = [text for text in axes_of(figure).texts if text.get_text() == hostile]
         assert len(texts) == 1, name
@@ -280,6 +364,16 @@ def test_names_are_apart_and_in_order(wanted: list[float], gap: float) -> None:
 
 @settings(max_examples=300, deadline=None, derandomize=True)
 @given(places, gaps)
+def test_names_that_fit_stand_between_the_ends(wanted: list[float], gap: float) -> None:
+    found = within(spread(wanted, gap), gap)
+    for one, other in itertools.pairwise(found):
+        assert other - one >= gap - 1e-9
+    if gap * (len(wanted) - 1) <= 1:
+        assert all(-1e-9 <= place <= 1 + 1e-9 for place in found)
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(places, gaps)
 def test_names_with_room_stay_where_they_are_and_crowded_ones_around_their_middle(
     wanted: list[float], gap: float
 ) -> None:
@@ -295,13 +389,13 @@ def test_a_known_spread() -> None:
 
 
 def test_captions_say_what_is_shown_and_for_which_input() -> None:
-    captions = [caption for caption, _ in figures(frame(*grid("self-attn", "ham-nmf"))).values()]
+    captions = [caption for caption, _ in figures(*grid("self-attn", "ham-nmf")).values()]
     assert len(captions) == len(set(captions)) == 4
     assert all(re.search(r"inference, batch 1, 16 channels, float32", caption) for caption in captions)
 
 
 def test_a_devices_name_is_no_formula() -> None:
-    for name, (_, figure) in figures(frame(*grid("a2", device_name=r"$\\frac{$"))).items():
+    for name, picture in figures(*grid("a2", device_name=r"$\\frac{$")).items():
         figure.canvas.draw()
         assert name
 
@@ -309,14 +403,14 @@ def test_a_devices_name_is_no_formula() -> None:
 @pytest.mark.parametrize("latency", [0.0, 5e-324, 9e14])
 def test_a_latency_that_no_axis_can_show_spoils_no_figure(latency: float) -> None:
     times = dict.fromkeys(("latency_ms_median", "latency_ms_ci_low", "latency_ms_ci_high"), latency)
-    for _, figure in figures(frame(*grid("a2", "ham-nmf", **times), *grid("ham-cd"))).values():
+    for picture in figures(*grid("a2", "ham-nmf", **times), *grid("ham-cd")).values():
         figure.canvas.draw()
 
 
 def test_of_shapes_with_as_many_pixels_the_squarest_is_drawn_for_all_and_the_others_are_named() -> None:
     records = [record(spec, side) for spec in ("a2", "ham-nmf") for side in (8, 16)]
     records += [record("a2", 8, height=4, width=16), record("a2", 8, height=2, width=32)]
-    for name, (caption, figure) in figures(frame(*records)).items():
+    for name, (caption, figure) in figures(*records).items():
         labels = [text.get_text() for text in axes_of(figure).get_xticklabels()]
         if not name.startswith("pareto"):
             assert labels == ["8x8", "16x16"]
@@ -326,5 +420,5 @@ def test_of_shapes_with_as_many_pixels_the_squarest_is_drawn_for_all_and_the_oth
 def test_of_two_versions_of_the_code_the_newer_is_drawn() -> None:
     older = grid("a2", "ham-nmf", latency_ms_median=1.0, latency_ms_ci_low=1.0, latency_ms_ci_high=1.0)
     newer = grid("a2", created_utc="2026-01-02T03:04:05+00:00")
-    lines = axes_of(figures(frame(*older, *newer))["latency-infer-b1-c16-float32-012345"][1]).lines
+    lines = axes_of(figures(*older, *newer)["latency-infer-b1-c16-float32-012345"].figure).lines
     assert sorted(tuple(line.get_ydata()) != (1.0, 1.0, 1.0) for line in lines) == [False, True]

@@ -10,11 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ctxbench.figures.scores import figures
+from ctxbench.figures.gallery import pictures
 from ctxbench.panels import path_of, sheet, tiles
 from ctxbench.record import Row
 from ctxbench.reports.scores import SCORES, score_tables
-from ctxbench.store import to_frame
 from ctxbench.tables import markdown
 from tests.factories import failed_record, make_record, no_times
 
@@ -175,8 +174,9 @@ def test_every_seed_is_drawn_and_the_cues_beside_one_another() -> None:
         trained("c", 0, 0.5, protocol_json=rows[1]["protocol_json"]),
         trained("a", 0, 0.5, dataset="legend-14-corners"),
     ]
-    drawn = {picture.name: picture for picture in figures(rows, to_frame(rows), {})}
-    assert list(drawn) == ["scores-0", "scores-1", "cues-0"], "the corners have one block alone"
+    drawn = {picture.name: picture for picture in pictures(rows)}
+    both = ["scores-0", "scores-1", "tradeoff-0", "tradeoff-1", "cues-0"]
+    assert sorted(drawn) == sorted(both), "the corners have one block alone"
     assert all(picture.png().startswith(b"\x89PNG") for picture in drawn.values())
     (axes,) = drawn["cues-0"].figure.axes
     assert [list(line.get_xdata()) for line in axes.lines if len(line.get_xdata()) > 1][:2] == [
@@ -205,8 +205,8 @@ def test_predictions_of_all_blocks_stand_side_by_side(tmp_path: Path) -> None:
         palette = np.array([(0, 0, 0), (1, 1, 1), (2, 2, 2)], np.uint8)
         path_of(tmp_path, row["cell_id"]).write_bytes(sheet([picture], palette))
     folders = {rows[0]["run_id"]: tmp_path}
-    drawn = {picture.name: picture for picture in figures(rows, to_frame(rows), folders)}
-    assert list(drawn) == ["scores-0", "predictions-0"]
+    drawn = {picture.name: picture for picture in pictures(rows, folders)}
+    assert list(drawn) == ["scores-0", "tradeoff-0", "predictions-0"]
     assert "seed 1" in drawn["predictions-0"].caption
     titles = [axes.get_title("left") for axes in drawn["predictions-0"].figure.axes]
     assert titles == ["image", "truth", "a\n50.0 %", "b\n50.0 %"]
@@ -335,8 +335,7 @@ def test_a_figure_marks_what_is_not_ranked() -> None:
         *gans(a=(2.0, 2.2)),
         *(gan("c", seed, 0.5, collapsed="collapsed: recall 0.01") for seed in (0, 1)),
     ]
-    (drawn,) = figures(rows, to_frame(rows), {})
-    (axes,) = drawn.figure.axes
+    (axes,) = pictures(rows)[0].figure.axes
     assert axes.get_title("left") == "hollow: collapsed, or far from real; not ranked"
     assert [line.get_markerfacecolor() for line in axes.lines if np.size(line.get_xdata()) == 1].count(
         "white"
@@ -416,7 +415,7 @@ def test_sheets_of_samples_stand_side_by_side(tmp_path: Path) -> None:
     (tmp_path / "panels").mkdir()
     for row in rows:
         path_of(tmp_path, row["cell_id"]).write_bytes(tiles(np.zeros((6, 1, 8, 8), np.uint8), 3))
-    drawn = {it.name: it for it in figures(rows, to_frame(rows), {rows[0]["run_id"]: tmp_path})}
+    drawn = {it.name: it for it in pictures(rows, {rows[0]["run_id"]: tmp_path})}
     titles = [axes.get_title("left") for axes in drawn["predictions-0"].figure.axes]
     assert titles == ["a\nFID 1.00", "b\nFID 1.00"]
     assert "what is generated" in drawn["predictions-0"].caption
@@ -426,4 +425,4 @@ def test_a_sheet_of_an_impossible_shape_is_left_out(tmp_path: Path) -> None:
     row = gan("a", 0, 1.0)
     (tmp_path / "panels").mkdir()
     Image.new("L", (1, 30_000)).save(path_of(tmp_path, row["cell_id"]))
-    assert [it.name for it in figures([row], to_frame([row]), {row["run_id"]: tmp_path})] == []
+    assert [it.name for it in pictures([row], {row["run_id"]: tmp_path})] == []

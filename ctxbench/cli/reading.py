@@ -73,6 +73,7 @@ def report_command(
         from ctxbench.store import write_atomically
 
         write_atomically(writable_file(markdown), report.markdown())
+        click.echo(f"tables: {markdown}")
     elif site is not None:
         from ctxbench.reports.site import write_site
 

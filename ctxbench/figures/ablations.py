@@ -10,11 +10,11 @@ from functools import partial
 
 from matplotlib.figure import Figure
 
-from ctxbench.figures.costs import MACS, fewer
+from ctxbench.figures.costs import MACS, WHAT, fewer
 from ctxbench.figures.inputs import LATENCY, Group, by_machine, courses, resolution
 from ctxbench.figures.labels import label_ends
 from ctxbench.figures.style import MOST, WIDTH, Looks, Picture, height_for, look_of, short, slug
-from ctxbench.figures.ticks import heading, named_ticks, plain_numbers
+from ctxbench.figures.ticks import heading, named_ticks, plain_numbers, titled
 from ctxbench.record import METRICS, Row
 from ctxbench.reports.scores import SCORES, entries_of, metric_of, title_of
 
@@ -126,7 +126,7 @@ def cost(group: Group, column: str, option: str, lines: list[Line], numbers: Cou
         interval = (row["latency_ms_ci_low"], row["latency_ms_ci_high"]) if column == LATENCY else None
         found[spec] = Found(row[column] / metric.scale, interval)
     about = f"{group.about}, at {resolution(next(iter(rows.values())))}"
-    caption = f"{metric.label} over {short(option)} ({about})"
+    caption = f"{WHAT[column][1]} over {short(option)} ({about})"
     draw = partial(draw_lines, kept[:MOST], found, option, metric.title, heading(about))
     return picture(option, caption, kept, draw, numbers)
 
@@ -147,7 +147,7 @@ def draw_scores(rows: list[Row], metric: str, option: str, lines: list[Line]) ->
     for entry in entries_of(rows):
         if values := [score.scale * value for value in entry.values(metric)]:
             found[entry.spec] = Found(sum(values) / len(values), seeds=tuple(values))
-    return draw_lines(lines, found, option, score.title, short(title_of(rows[0]), 95))
+    return draw_lines(lines, found, option, score.title, title_of(rows[0]))
 
 
 def draw_lines(lines: list[Line], found: dict[str, Found], option: str, ylabel: str, title: str) -> Figure:
@@ -169,17 +169,22 @@ def draw_lines(lines: list[Line], found: dict[str, Found], option: str, ylabel: 
             axes.scatter([place] * len(it.seeds), it.seeds, s=9, color=colour, alpha=0.5, linewidths=0)
         ends.append((x[-1], points[-1][1].middle, name))
     middles = [found[spec].middle for line in lines for spec in line.specs.values()]
-    if min(middles) > 0 and max(middles) > SPAN * min(middles):
-        axes.set_yscale("log")
-        plain_numbers(axes.yaxis)
+    if not any(it.seeds for it in found.values()):  # a cost
+        if min(middles) > 0 and max(middles) > SPAN * min(middles):
+            axes.set_yscale("log")
+            plain_numbers(axes.yaxis)
+        else:
+            axes.set_ylim(bottom=0)
     values = sorted(places, key=lambda value: places[value])
-    if is_numeric(values) and min(places.values()) > 0 and max(places.values()) > SPAN * min(places.values()):
+    if not is_numeric(values):
+        axes.margins(x=0.2)
+    elif min(places.values()) > 0 and max(places.values()) > SPAN * min(places.values()):
         axes.set_xscale("log")
-    named_ticks(axes, [places[value] for value in values], [short(shown(value), 16) for value in values])
     axes.set_xlabel(short(option), parse_math=False)
     axes.set_ylabel(ylabel)
-    axes.set_title(title, parse_math=False)
+    titled(axes, title)
     label_ends(axes, ends, look)
+    named_ticks(axes, [places[value] for value in values], [short(shown(value), 16) for value in values])
     return figure
 
 

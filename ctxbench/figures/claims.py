@@ -17,7 +17,6 @@ from ctxbench.figures.style import LINE, MOST, NAME, SMALL, WIDTH, Picture, shor
 AGREES, DIFFERS = "#0072B2", "#D55E00"
 BAND = 1  # per cent: what agrees lies within
 FAR = 100  # per cent: what lies beyond is marked by an arrow
-ROOM = 8  # times as far as that, for what is written beside the arrow
 
 
 class Compared(Protocol):
@@ -89,12 +88,14 @@ def draw_differences(claims: list[Compared]) -> Figure:
     axes.grid(axis="y", visible=False)
     found = [max(-FAR, min(percent(it), FAR)) for it in claims]
     low, high = min(*found, -2 * BAND), max(*found, 2 * BAND)
+    room = 1.2
     if max(-low, high) > 10 * BAND:
+        room = 2
         axes.set_xscale("symlog", linthresh=BAND)
         axes.set_xticks([-100, -10, -1, 0, 1, 10, 100], minor=False)
         axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:+g}" if value else "0"))
-    axes.set_xlim(low * (ROOM if low == -FAR else 1.2), high * (ROOM if high == FAR else 1.2))
+    axes.set_xlim(low * room, high * room)
     axes.set_xlabel("difference from the published number (%)")
     return figure
 
@@ -108,11 +109,18 @@ def draw_difference(axes: Axes, place: int, difference: float, agrees: bool) -> 
     axes.plot([x], [place], marker, color=colour, markerfacecolor=colour if agrees else "white")
     if far:
         axes.annotate(
-            f"{difference:+,.0f} %" if math.isfinite(difference) else "published: 0",
+            written(difference),
             xy=(x, place),
-            xytext=(math.copysign(6, x), 0),
+            xytext=(-math.copysign(8, x), 0),
             textcoords="offset points",
-            ha="left" if x > 0 else "right",
+            ha="right" if x > 0 else "left",
             va="center",
             fontsize=SMALL,
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5},
         )
+
+
+def written(difference: float) -> str:
+    if math.isinf(difference):
+        return "published: 0"
+    return f"{difference:+,.0f} %" if abs(difference) < 1e6 else f"{difference:+.0e} %"

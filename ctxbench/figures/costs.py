@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from ctxbench.figures.frontier import draw_frontier, pareto
 from ctxbench.figures.inputs import LATENCY, Course, Group, courses, drawable, left_out, resolution, usable
 from ctxbench.figures.labels import label_ends, label_points
-from ctxbench.figures.style import MOST, SMALL, WIDTH, Looks, Picture, height_for
-from ctxbench.figures.ticks import heading, named_ticks, plain_numbers
+from ctxbench.figures.style import AROUND, MOST, SMALL, WIDTH, Looks, Picture, height_for
+from ctxbench.figures.ticks import heading, named_ticks, plain_numbers, titled
 from ctxbench.record import METRICS, Row
 
 MACS, MEMORY = "macs_total", "memory_predicted_bytes"
@@ -31,12 +31,12 @@ def over_resolution(group: Group, column: str, look: Looks) -> Picture | None:
     if not any(it.good and len(it.rows) > 1 for it in found):
         return None
     stem, what = WHAT[column]
-    shown = found[:MOST]
+    shown = sorted(found, key=lambda it: not it.good)[:MOST]
     caption = f"{what}{spread_of(shown) if column == LATENCY else ''} ({group.about}){group.missing}"
     if column != LATENCY:
         caption += left_out(row["spec"] for row in group.rows if row[column] == 0)
     if failed := sorted({row["status"] for it in shown for row in it.failed}):
-        caption += f"; x: {', '.join(failed)}"
+        caption += f"; x: failed ({', '.join(failed)}), on grey where the cost is not known"
     caption += fewer(len(shown), len(found))
     draw = partial(draw_over_resolution, shown, column, look, group.about)
     return Picture(f"{stem}-{group.slug}", caption, draw)
@@ -60,7 +60,7 @@ def draw_over_resolution(found: list[Course], column: str, look: Looks, about: s
     figure = Figure(figsize=(WIDTH, height_for(len(found))))
     axes = figure.subplots()
     axes.set(xscale="log", yscale="log", ylabel=metric.title, xlabel="resolution")
-    axes.set_title(heading(about), parse_math=False)
+    titled(axes, heading(about))
     for course in found:
         style, pixels = look[course.spec], [row["pixels"] for row in course.good]
         axes.plot(pixels, [row[column] / metric.scale for row in course.good], **style)
@@ -79,13 +79,13 @@ def draw_over_resolution(found: list[Course], column: str, look: Looks, about: s
         if course.failed:
             draw_failures(axes, course, heights, look[course.spec]["color"])
     name_failures(axes, found, heights)
-    named_ticks(axes, *sizes(found))
     plain_numbers(axes.yaxis)
     ends = [
         (course.rows[-1]["pixels"], heights[course.spec, course.rows[-1]["pixels"]], course.spec)
         for course in found
     ]
     label_ends(axes, ends, look)
+    named_ticks(axes, *sizes(found))
     return figure
 
 
@@ -112,11 +112,12 @@ def at_the_top(axes: Axes, found: list[Course], heights: Heights) -> Heights:
     if not stacks:
         return {}
     tallest = max(map(len, stacks.values()))
-    points = 72 * (height_for(len(found)) - 1)  # of the axes, about
+    points = 72 * (height_for(len(found)) - AROUND)  # of the axes, about
     step = min(MARK, 0.4 * points / tallest)
     bottom, top = axes.get_ylim()
     span = math.log(top / bottom) / (1 - (step * tallest + ABOVE) / points)
     axes.set_ylim(bottom, bottom * math.exp(span))
+    axes.axhspan(top, bottom * math.exp(span), color="#f4f4f4", linewidth=0, zorder=0)
     return {
         (spec, pixels): bottom * math.exp(span * (1 - (ABOVE + step * place) / points))
         for pixels, stack in stacks.items()
@@ -153,20 +154,24 @@ def name_failures(axes: Axes, found: list[Course], heights: Heights) -> None:
             ha="center",
             fontsize=SMALL,
             color="#555555",
+            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5},
         )
 
 
 def latency_against_memory(group: Group, look: Looks) -> Picture | None:
     """Latency and memory at the largest resolution that has two blocks, with the Pareto frontier."""
-    points = [row for row in group.rows if usable(row, LATENCY) and usable(row, MEMORY)]
-    largest = max((row["pixels"] for row in points), default=0)
-    latest = {row["spec"]: row for row in points if row["pixels"] == largest}
-    if len(latest) < 2:
+    by_size: dict[int, dict[str, Row]] = {}
+    for course in courses(group.rows, LATENCY):
+        for row in course.good:
+            if usable(row, MEMORY):
+                by_size.setdefault(row["pixels"], {})[course.spec] = row
+    found = by_size.get(max((pixels for pixels, rows in by_size.items() if len(rows) > 1), default=0), {})
+    if not found:
         return None
-    shown = [row for _, row in sorted(latest.items())][:MOST]
+    shown = list(found.values())[:MOST]
     caption = (
         f"Latency against predicted peak memory ({group.about}); of the blocks that do work, none lies "
-        f"below and left of the line{group.missing}{fewer(len(shown), len(latest))}"
+        f"below and left of the line{group.missing}{fewer(len(shown), len(found))}"
     )
     draw = partial(draw_latency_against_memory, shown, look, group.about)
     return Picture(f"pareto-{group.slug}", caption, draw)
@@ -180,7 +185,7 @@ def draw_latency_against_memory(rows: list[Row], look: Looks, about: str) -> Fig
     for x, y, spec in points:
         axes.plot([x], [y], **look[spec] | {"linestyle": "none"}, markersize=7)
     axes.set(xscale="log", yscale="log", xlabel=memory.title, ylabel=latency.title)
-    axes.set_title(f"{heading(about)}, at {resolution(rows[0])}", parse_math=False)
+    titled(axes, f"{heading(about)}, at {resolution(rows[0])}")
     axes.margins(0.15)
     plain_numbers(axes.xaxis)
     plain_numbers(axes.yaxis)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -27,7 +28,9 @@ def pareto(points: Sequence[Point], higher: bool = False) -> list[Point]:
 
 def draw_frontier(axes: Axes, frontier: list[Point], higher: bool = False) -> None:
     """Join the frontier by steps, and carry it on to the edges of the axes."""
-    axes.autoscale(False)
     right, worst = axes.get_xlim()[1], axes.get_ylim()[0 if higher else 1]
-    x, y = zip(*frontier, strict=True)
-    axes.step([x[0], *x, right], [worst, *y, y[-1]], where="post", color="#999999", linewidth=1, zorder=0)
+    axes.autoscale(False)
+    corners = [(frontier[0][0], worst), frontier[0]]
+    for (_, y), point in itertools.pairwise([*frontier, (right, frontier[-1][1])]):
+        corners += [(point[0], y), point]
+    axes.plot(*zip(*corners, strict=True), color="#999999", linewidth=1, zorder=0)

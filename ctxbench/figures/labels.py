@@ -4,25 +4,45 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 
-from ctxbench.figures.style import LINE, NAME, Looks, ink, short
+from ctxbench.figures.style import AROUND, LINE, NAME, Looks, ink, short
 
 End = tuple[float, float, str]  # where a line ends, or a point lies, and its name
+Place = tuple[float, float]  # of a name, in points to the right of what it belongs to and above it
 ANGLES = (0, 180, 45, -45, 135, -135, 90, -90)  # degrees; where a name may stand, the best place first
-RINGS = (7, 13, 20, 28, 38, 50, 64, 80, 100, 125, 150)  # points between a name and what it belongs to
-CLEAR = 4  # points around a marker
+RINGS = (
+    7,
+    13,
+    20,
+    28,
+    38,
+    50,
+    64,
+    80,
+    100,
+    125,
+    150,
+    180,
+    220,
+)  # points between a name and what it belongs to
+PLACES: list[Place] = [
+    (round(ring * math.cos(math.radians(angle)), 1), round(ring * math.sin(math.radians(angle)), 1))
+    for ring, angle in itertools.product(RINGS, ANGLES)
+]
+CLEAR, STEP = 4, 5  # points around a marker, and from one place on a line to the next
+LEADER = {"arrowstyle": "-", "lw": 0.5, "alpha": 0.6, "shrinkA": 0, "shrinkB": 2}
 
 
 def label_ends(axes: Axes, ends: list[End], look: Looks) -> None:
     """Write each line's name to the right of its end, pushed apart where ends crowd."""
-    axes.figure.draw_without_rendering()
-    gap = LINE * axes.figure.dpi / axes.get_window_extent().height
+    gap = LINE / (cast(Figure, axes.figure).get_figheight() - AROUND)
     to_parts = axes.transData + axes.transAxes.inverted()
     placed = sorted((float(to_parts.transform((x, y))[1]), name, x, y) for x, y, name in ends)
     places = within(spread([place for place, *_ in placed], gap), gap)
@@ -37,24 +57,20 @@ def label_ends(axes: Axes, ends: list[End], look: Looks) -> None:
             color=ink(colour),
             fontsize=NAME,
             parse_math=False,
-            arrowprops={"arrowstyle": "-", "color": colour, "lw": 0.5, "alpha": 0.6},
+            arrowprops=LEADER | {"color": colour, "relpos": (0, 0.5)},
         )
 
 
-def label_points(axes: Axes, points: list[End], look: Looks, others: Iterable[End] = ()) -> None:
+def label_points(axes: Axes, points: list[End], look: Looks) -> None:
     """Write each point's name beside it, or as near as there is room, with a line to it.
 
-    Args:
-        others: points without a name, which no name may hide.
+    No name hides a marker or a line if that can be avoided; one that would hide another is left out.
     """
-    axes.figure.draw_without_rendering()
-    axes.figure.set_layout_engine("none")  # what is placed now must not move
+    laid_out(axes).set_layout_engine("none")  # what is placed now must not move
     scale = axes.figure.dpi / 72  # pixels in a point
     room = axes.get_window_extent()
     taken = [text.get_window_extent() for text in axes.texts]
-    for x, y, _ in [*points, *others]:
-        left, bottom = axes.transData.transform((x, y)) - CLEAR * scale
-        taken.append(Bbox.from_bounds(left, bottom, 2 * CLEAR * scale, 2 * CLEAR * scale))
+    spots, strokes = drawn(axes, STEP * scale)
     for x, y, name in sorted(points, key=lambda point: (point[1], point[0], point[2])):
         colour = look[name]["color"]
         text = axes.annotate(
@@ -66,23 +82,60 @@ def label_points(axes: Axes, points: list[End], look: Looks, others: Iterable[En
             color=ink(colour),
             fontsize=NAME,
             parse_math=False,
-            arrowprops={"arrowstyle": "-", "color": colour, "lw": 0.5, "alpha": 0.6, "shrinkA": 0},
+            arrowprops=LEADER | {"color": colour},
         )
-        size = text.get_window_extent().size / scale
+        size = np.array(text.get_window_extent().size) / scale
         here = axes.transData.transform((x, y))
         boxes = {place: shifted(here, place, size, scale) for place in PLACES}
-        free = (it for it, box in boxes.items() if inside(box, room) and not box.count_overlaps(taken))
-        place = next(free, PLACES[0])
+        place = min(
+            PLACES,
+            key=lambda it: (
+                not within_room(boxes[it], room),
+                boxes[it].count_overlaps(taken),
+                not clear(boxes[it], spots, CLEAR * scale),
+                not clear(boxes[it], strokes, 0),
+            ),
+        )
+        if boxes[place].count_overlaps(taken):
+            text.remove()
+            continue
         taken.append(boxes[place])
+        strokes = np.concatenate([strokes, np.linspace(here, here + scale * np.array(place), 20)])
         text.set_horizontalalignment(side(place[0]))
         text.set_position(place)
+        if place in PLACES[: len(ANGLES)] and text.arrow_patch:
+            text.arrow_patch.set_visible(False)
 
 
-Place = tuple[float, float]  # of a name, in points to the right of what it belongs to and above it
-PLACES: list[Place] = [
-    (round(ring * math.cos(math.radians(angle)), 1), round(ring * math.sin(math.radians(angle)), 1))
-    for ring, angle in itertools.product(RINGS, ANGLES)
-]
+def laid_out(axes: Axes) -> Figure:
+    """The figure of the axes, which then are where they will be drawn."""
+    figure = cast(Figure, axes.figure)
+    if engine := figure.get_layout_engine():
+        engine.execute(figure)
+    return figure
+
+
+def drawn(axes: Axes, step: float) -> tuple[np.ndarray, np.ndarray]:
+    """Where markers lie, and places on lines and bars, in pixels: each (N, 2)."""
+    spots, strokes = [np.empty((0, 2))], [np.empty((0, 2))]
+    paths = [(line.get_xydata(), line.get_marker(), line.get_transform()) for line in axes.lines]
+    for bars in axes.collections:
+        if isinstance(bars, LineCollection):
+            paths += [(bar, "None", axes.transData) for bar in bars.get_segments()]
+    for path, marker, transform in paths:
+        corners = transform.transform(path)
+        if marker != "None":
+            spots.append(corners)
+        for start, end in itertools.pairwise(corners):
+            count = min(int(math.dist(start, end) / step) + 2, 1000)
+            strokes.append(np.linspace(start, end, count))
+    return np.concatenate(spots), np.concatenate(strokes)
+
+
+def clear(box: Bbox, points: np.ndarray, margin: float) -> bool:
+    """Whether none of the points lies in the box or as near as the margin."""
+    low, high = np.array(box.min) - margin, np.array(box.max) + margin
+    return not ((points > low) & (points < high)).all(1).any()
 
 
 def side(dx: float) -> Literal["left", "center", "right"]:
@@ -103,7 +156,7 @@ def shifted(here: np.ndarray, place: Place, size: np.ndarray, scale: float) -> B
     return Bbox.from_bounds(left, bottom, scale * width, scale * height)
 
 
-def inside(box: Bbox, room: Bbox) -> bool:
+def within_room(box: Bbox, room: Bbox) -> bool:
     return bool(room.x0 <= box.x0 and box.x1 <= room.x1 and room.y0 <= box.y0 and box.y1 <= room.y1)
 
 

@@ -22,7 +22,7 @@ from tasks.legend import CLASSES, PALETTE
 
 ACROSS, SAMPLES_ACROSS = 7, 4  # columns of a figure of predictions, and of sheets of samples
 MOST_SHEETS = 60
-LETTER = 0.058  # inches, about, of a character of a title
+LETTER, TITLE, SPACE, KEY = 0.065, 0.13, 0.06, 0.25  # inches: of a title's letter and line, between pictures
 
 Sheet = tuple[Row, Path]
 Tile = tuple[str, str, np.ndarray]  # name, score, picture
@@ -80,39 +80,54 @@ def draw_predictions(sheets: list[Sheet], metric: str) -> Figure:
     """What each block's network predicts or generates; of predictions also images and truth, the same for all."""
     tiles: list[Tile] = []
     if metric in SEGMENTED:
-        read = [(row, sheet) for row, path in sheets if (sheet := columns(path)) is not None]
+        read = [(row, parts) for row, path in sheets if (parts := columns(path)) is not None]
         if read:
             image, truth, _ = read[0][1]
             tiles = [("image", "", image), ("truth", "", truth)]
         tiles += [(row["spec"], scored(row, metric), predicted) for row, (_, _, predicted) in read]
     else:
-        drawn = [(row, sheet) for row, path in sheets if (sheet := small(path)) is not None]
-        tiles = [(row["spec"], scored(row, metric), sheet) for row, sheet in drawn]
-    figure = grid_of(tiles, ACROSS if metric in SEGMENTED else SAMPLES_ACROSS)
-    if metric in SEGMENTED and str(sheets[0][0]["dataset"]).startswith("legend-"):
+        made = [(row, sheet) for row, path in sheets if (sheet := small(path)) is not None]
+        tiles = [(row["spec"], scored(row, metric), sheet) for row, sheet in made]
+    known = metric in SEGMENTED and str(sheets[0][0]["dataset"]).startswith("legend-")
+    figure = grid_of(tiles, ACROSS if metric in SEGMENTED else SAMPLES_ACROSS, KEY if known else 0)
+    if known:
         key = [
-            Patch(facecolor=[part / 255 for part in colour], label=name)
-            for name, colour in zip(CLASSES, PALETTE, strict=True)
+            Patch(facecolor=(red / 255, green / 255, blue / 255), label=name)
+            for name, (red, green, blue) in zip(CLASSES, PALETTE, strict=True)
         ]
-        figure.legend(handles=key, loc="outside lower left", ncols=len(key), fontsize=SMALL, frameon=False)
+        figure.legend(handles=key, loc="lower left", ncols=len(key), fontsize=SMALL, frameon=False)
     return figure
 
 
-def grid_of(tiles: list[Tile], most: int) -> Figure:
-    """Titled pictures in rows of at most so many."""
+def grid_of(tiles: list[Tile], most: int, below: float) -> Figure:
+    """Titled pictures of one shape in rows of at most so many.
+
+    Args:
+        below: the height that is kept for what stands below them, in inches.
+    """
     down = max(-(-len(tiles) // most), 1)
     across = max(-(-len(tiles) // down), 1)
-    height, width = tiles[0][2].shape[:2] if tiles else (1, 4)
-    figure = Figure(figsize=(WIDTH, down * (WIDTH / across * height / width + 0.45) + 0.25))
-    grid = figure.subplots(down, across, squeeze=False).ravel()
-    for axes in grid:
-        axes.set_axis_off()
-    for axes, (name, score, picture) in zip(grid, tiles, strict=False):
-        title = "\n".join(filter(None, (*folded(name, int(WIDTH / across / LETTER)), score)))
-        axes.set_title(title, fontsize=SMALL, parse_math=False)
-        axes.imshow(picture, interpolation="nearest")
+    width = WIDTH / across
+    titles = [[*folded(name, int(width / LETTER)), score] for name, score, _ in tiles]
+    rows = [range(start, min(start + across, len(tiles))) for start in range(0, len(tiles), across)]
+    above = [TITLE * (0.5 + max(len(titles[index]) for index in row)) for row in rows]
+    shape = tiles[0][2].shape if tiles else (1, 4)
+    tall = (width - SPACE) * shape[0] / shape[1]
+    height = sum(above) + down * (tall + SPACE) + below
+    figure = Figure(figsize=(WIDTH, height))
+    figure.set_layout_engine("none")
+    top = height
+    for row, titled in zip(rows, above, strict=True):
+        top -= titled + tall
+        for column, index in enumerate(row):
+            size = ((width - SPACE) / WIDTH, tall / height)
+            axes = figure.add_axes(((column * width + SPACE / 2) / WIDTH, top / height, *size))
+            axes.set_axis_off()
+            axes.set_title("\n".join(filter(None, titles[index])), fontsize=SMALL, pad=3, parse_math=False)
+            axes.imshow(tiles[index][2], interpolation="nearest")
+        top -= SPACE
     if not tiles:
-        grid[0].set_title("no sheet can be read")
+        figure.text(0, 0, "no sheet can be read")
     return figure
 
 

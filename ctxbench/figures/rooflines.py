@@ -12,7 +12,7 @@ from ctxbench.figures.costs import fewer
 from ctxbench.figures.inputs import LATENCY, Course, Group, courses
 from ctxbench.figures.labels import End, label_points
 from ctxbench.figures.style import MOST, SMALL, WIDTH, Looks, Picture, height_for
-from ctxbench.figures.ticks import heading, plain_numbers
+from ctxbench.figures.ticks import heading, plain_numbers, titled
 from ctxbench.record import Row
 from ctxbench.tables import number
 
@@ -70,21 +70,19 @@ def draw_roofline(found: list[Course], look: Looks, about: str) -> Figure:
         xlabel="arithmetic intensity (FLOP per byte)",
         ylabel="achieved (GFLOP/s)",
     )
-    axes.set_title(heading(about), parse_math=False)
+    titled(axes, heading(about))
     ends: list[End] = []
-    others: list[End] = []
     for course in found:
         points = [(intensity(row), gflops(row), course.spec) for row in course.good]
         x, y, _ = zip(*points, strict=True)
-        axes.plot(x, y, **look[course.spec])
+        axes.plot(x, y, **look[course.spec], linewidth=1)
         ends.append(points[-1])
-        others += points[:-1]
-    axes.margins(0.12)
+    axes.margins(0.15, 0.12)
     if ceilings := [it for course in found for row in course.good if (it := ceiling(row))]:
         draw_ceiling(axes, ceilings)
     plain_numbers(axes.xaxis)
     plain_numbers(axes.yaxis)
-    label_points(axes, ends, look, others)
+    label_points(axes, ends, look)
     return figure
 
 

@@ -111,10 +111,10 @@ def draw_cues(rows: list[Row], look: Looks) -> Figure:
             axes.scatter(places, scored[share], s=9, color=look[spec]["color"], alpha=0.5, linewidths=0)
         ends.append((shares[-1], means[-1], spec))
     axes.set(xscale="log", xlabel="cue (% of the image)", ylabel=SCORES["context_iou"].title)
-    every = sorted({cue_of(row) for row in rows})
-    named_ticks(axes, every, [f"{share:g}" for share in every])
     chance, meaning = CHANCES["context_iou"]
     axes.axhline(chance, color="#999999", linewidth=1, linestyle=":")
     axes.set_title(f"dotted: {meaning}")
     label_ends(axes, ends, look)
+    every = sorted({cue_of(row) for row in rows})
+    named_ticks(axes, every, [f"{share:g}" for share in every])
     return figure

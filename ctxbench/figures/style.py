@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any, cast
+from unicodedata import east_asian_width
 
 import matplotlib
 from matplotlib.colors import to_hex, to_rgb
@@ -46,6 +47,7 @@ WIDTH, HEIGHT = SIZE = (6.4, 4.2)  # inches
 SMALL = 7  # points: no text is smaller
 NAME = 8  # points, of the names of blocks
 LINE = 0.15  # inches, of a line of names
+AROUND = 1.0  # inches of a figure's height that are not its axes', about
 MOST = 100  # blocks in a figure
 LONGEST = 40  # characters of a label
 STYLE: dict[str, Any] = {
@@ -65,8 +67,6 @@ STYLE: dict[str, Any] = {
     "svg.fonttype": "none",
     "pdf.fonttype": 42,
     "figure.constrained_layout.use": True,
-    "figure.constrained_layout.w_pad": 0.02,
-    "figure.constrained_layout.h_pad": 0.02,
 }
 
 
@@ -180,7 +180,8 @@ def styles(frame: pd.DataFrame) -> Looks:
 def shaded(colour: str, share: float) -> str:
     """A colour mixed with white, or with black where `share` is negative."""
     target = 1.0 if share > 0 else 0.0
-    return to_hex([part + abs(share) * (target - part) for part in to_rgb(colour)])
+    red, green, blue = (part + abs(share) * (target - part) for part in to_rgb(colour))
+    return to_hex((red, green, blue))
 
 
 def ink(colour: str) -> str:
@@ -197,9 +198,23 @@ def luminance(colour: str) -> float:
 
 
 def short(text: object, most: int = LONGEST) -> str:
-    """At most so many printable characters, the middle left out: variants differ in their ends."""
-    line = printable(str(text)[: 10 * most] + str(text)[10 * most :][-most:])
-    return line if len(line) <= most else f"{line[: most - most // 3 - 1]}…{line[-(most // 3) :]}"
+    """Printable text of at most so many columns, the middle left out: variants differ in their ends."""
+    text = str(text)
+    line = printable(text[: 10 * most] + text[10 * most :][-most:])
+    if columns(line) <= most:
+        return line
+    start, end = first_columns(line, most - most // 3 - 1), first_columns(line[::-1], most // 3)[::-1]
+    return f"{start}…{end}"
+
+
+def columns(text: str) -> int:
+    """How wide a text is, in letters; those of East Asia count twice."""
+    return sum(2 if east_asian_width(mark) in "WF" else 1 for mark in text)
+
+
+def first_columns(text: str, most: int) -> str:
+    widths = itertools.accumulate(map(columns, text))
+    return text[: sum(width <= most for width in widths)]
 
 
 def slug(text: str) -> str:
@@ -209,4 +224,4 @@ def slug(text: str) -> str:
 
 def height_for(names: int) -> float:
     """The height in inches of a figure with so many names beside it."""
-    return max(HEIGHT, 1.3 + LINE * names)
+    return max(HEIGHT, AROUND + LINE * (names + 1))

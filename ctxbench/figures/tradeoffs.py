@@ -10,7 +10,7 @@ from ctxbench.figures.costs import fewer
 from ctxbench.figures.frontier import draw_frontier, pareto
 from ctxbench.figures.labels import End, label_points
 from ctxbench.figures.style import MOST, WIDTH, Looks, Picture, height_for, short
-from ctxbench.figures.ticks import plain_numbers
+from ctxbench.figures.ticks import plain_numbers, titled
 from ctxbench.record import Row
 from ctxbench.reports.scores import SCORES, entries_of, is_sound, metric_of, title_of
 
@@ -56,7 +56,7 @@ def draw_tradeoff(rows: list[Row], metric: str, look: Looks) -> Figure:
             ranked.append((x, y))
     times = [x for x, _, _ in points]
     axes.set(xlabel="CPU time of a training (s)", ylabel=score.title)
-    axes.set_title(short(title_of(rows[0]), 95), parse_math=False)
+    titled(axes, title_of(rows[0]))
     axes.margins(0.12)
     if max(times) > SPAN * min(times):
         axes.set_xscale("log")

@@ -9,8 +9,9 @@ from matplotlib.figure import Figure
 from ctxbench.figures.costs import fewer
 from ctxbench.figures.inputs import LATENCY
 from ctxbench.figures.style import LINE, MOST, NAME, WIDTH, Looks, Picture, short
+from ctxbench.figures.ticks import wrapped
 from ctxbench.record import METRICS, Row
-from ctxbench.reports.inputs import group_title
+from ctxbench.reports.inputs import group_title, machine
 from ctxbench.reports.leaderboards import leaderboard_key
 
 
@@ -51,5 +52,7 @@ def draw_update(rows: list[Row], look: Looks) -> Figure:
     axes.set_yticks(range(len(rows)), [short(row["spec"]) for row in rows], parse_math=False, fontsize=NAME)
     axes.set(xlabel=METRICS[LATENCY].title, ylim=(len(rows) - 0.4, -0.6))
     axes.set_xlim(left=0)
-    axes.set_title(short(group_title(rows[0]), 95), parse_math=False)
+    what = group_title(rows[0]).removesuffix(f", {machine(rows[0])}")
+    title = wrapped(f"{what}\n{machine(rows[0])}")
+    figure.suptitle(title, x=0.01, horizontalalignment="left", fontsize=NAME, parse_math=False)
     return figure

@@ -236,8 +236,6 @@ def columns_for(rows: list[Row], baseline: str | None, cost: str, printed: bool)
         columns.append(metric_column("latency_graph_ms_median"))
     if any(row["compiled"] for row in rows) and measured(rows, "first_call_ms"):
         columns.append(metric_column("first_call_ms"))
-    if measured(rows, "sdpa_backend"):
-        columns.append(Column("attention kernel", lambda row: row["sdpa_backend"] or MISSING, numeric=False))
     if printed or any(map(flags, rows)):
         columns.append(Column("flags", flags, numeric=False))
     return columns
@@ -263,6 +261,9 @@ def notes_on(rows: list[Row]) -> list[str]:
         elif fvcore_excess(row) < -FVCORE_TOLERANCE:
             missed = ", ".join(json.loads(row["fvcore_missed_json"] or "{}"))
             notes.append(f"fvcore on {row['spec']} is below: it does not know {missed or 'what is missing'}.")
+    for row in rows:
+        if row["sdpa_backend"]:
+            notes.append(f"{row['spec']} ran the kernel {row['sdpa_backend']}.")
     return [*dict.fromkeys(notes), *notes_on_times(rows)]
 
 

@@ -33,6 +33,7 @@ SAMPLES = ("latency_samples_json", "latency_cpu_samples_json")  # too long for a
 COLUMNS = tuple(name for name in Record.model_fields if name not in SAMPLES)
 COMMAND = "command"
 FACETS = ("machine", "mode", "input", "precision", "resolution")
+SENTENCE = 60  # characters; a column with longer text gets more room
 LONGEST_CELL = 500  # characters; what is opened shows the whole text
 
 
@@ -44,7 +45,7 @@ class Line:
     best: list[bool]
     records: str
     cost: str
-    state: str
+    kind: str
     source: str | None
     link: str | None
 
@@ -55,6 +56,15 @@ class Board:
 
     table: Table[Any]
     lines: list[Line]
+
+    @property
+    def classes(self) -> list[str]:
+        """How each column is set: numbers to the right, sentences with room."""
+        found = []
+        for place, column in enumerate(self.table.columns):
+            longest = max((len(line.cells[place]) for line in self.lines), default=0)
+            found.append("" if column.numeric else "text long" if longest > SENTENCE else "text")
+        return found
 
     @property
     def facets(self) -> dict[str, str]:
@@ -138,6 +148,7 @@ def render(
         choices=choices(it for _, found in boards for it in found),
         specs=specs,
         baseline=baseline,
+        count=len(rows),
         data=packed(rows, commands),
         style=Markup(asset("report.css")),
         script=Markup(script),
@@ -181,7 +192,7 @@ def board(table: Table[Any], places: dict[Any, str], runs: dict[Any, list[Row]])
                 [column.best(row) for column in table.columns],
                 ",".join(numbers(table.records(row), places, runs)),
                 "" if cost is None else f"{cost:.{DIGITS}g}",
-                state(row, source is not None),
+                kind_of(row, source is not None),
                 source.url if source else None,
                 table.link(row),
             )
@@ -210,10 +221,10 @@ def numbers(rows: Iterable[Row], places: dict[Any, str], runs: dict[Any, list[Ro
     return [places[identity(row)] for row in found]
 
 
-def state(row: Any, published: bool) -> str:
+def kind_of(row: Any, published: bool) -> str:
     """How a row is to be seen at a glance."""
     if isinstance(row, Comparison):
-        return "claim"
+        return {"reproduced": "reproduced", "not reproduced": "differs"}.get(row.state, "unchecked")
     if published:
         return "published"
     if isinstance(row, Entry):

@@ -378,7 +378,8 @@ def summary(comparisons: Sequence[Comparison]) -> str:
 
 
 def related(comparisons: Sequence[Comparison], rows: Sequence[Row]) -> list[Comparison]:
-    """Those of the tasks that the records are of, with a block that the records have."""
+    """Those of the tasks that the records are of, with a block that the records have; those checked first."""
     kinds: set[Any] = {"profile" if row["kind"] == "profile" else row["task"] for row in rows}
     specs = {row["spec"] for row in rows} | {row["block"] for row in rows}
-    return [it for it in comparisons if it.claim.task in kinds and it.spec in specs]
+    found = [it for it in comparisons if it.claim.task in kinds and it.spec in specs]
+    return sorted(found, key=lambda it: it.found is None)

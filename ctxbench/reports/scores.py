@@ -392,22 +392,23 @@ def ties(entries: list[Entry], metric: str) -> list[str]:
     if min(len(it.values(metric)) for it in scored) < 2:
         return [*found, "One seed tells no scatter: small differences mean nothing."]
     tied = [it.spec for it in leading(entries, metric)[1:]]
-    return [*found, verdict(best.spec, tied, len(sound) < len(scored), metric)]
+    return [*found, verdict(best, tied, len(sound) < len(scored), metric)]
 
 
-def verdict(best: str, tied: list[str], others_failed: bool, metric: str) -> str:
+def verdict(best: Entry, tied: list[str], others_failed: bool, metric: str) -> str:
     """Which blocks the seeds do not tell from the best one.
 
     Args:
         others_failed: whether there are blocks whose scores rank nothing.
     """
-    start = "No block wins. " if "none" in (best, *tied) else ""
+    start = "No block wins. " if "none" in (best.spec, *tied) else ""
+    score = f"{SCORES[metric].name} {SCORES[metric].with_unit(best.middle(metric))}"
     if tied:
-        others = ", ".join(f"`{it}`" for it in tied)
-        return f"{start}The seeds do not tell `{best}`, which has the best mean, from {others}."
+        names = ", ".join(f"`{it}`" for it in tied)
+        return f"{start}`{best.spec}` has the best mean ({score}); the seeds do not tell it from {names}."
     better = "below" if SCORES[metric].lower_is_better else "above"
     others = "the others that are ranked" if others_failed else "the others"
-    return f"{start}Every seed of `{best}` is {better} all seeds of {others}."
+    return f"{start}Every seed of `{best.spec}` (mean {score}) is {better} all seeds of {others}."
 
 
 def overlap(entry: Entry, best: Entry, metric: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -76,7 +77,14 @@ def write_site(reading: Reading, out: Path, baseline: str | None = None) -> Path
     sections: list[tuple[str, Sequence[Table[Any]]]] = [("Reports", [list_of(entries)])]
     sections += [("Across machines", across)] if across else []
     sections.append(("Published numbers", [by_source(comparisons)]))
-    index = render("ctxbench", whole.summary, sections, answers=whole.answers)
+    index = render(
+        "ctxbench",
+        whole.summary,
+        sections,
+        answers=whole.answers,
+        rows=whole.rows,
+        commands=whole.commands,
+    )
     write_atomically(out / "index.html", index)
     return out / "index.html"
 
@@ -85,9 +93,9 @@ def folder_names(names: Sequence[str]) -> list[str]:
     """Names that are safe as folders and in addresses, each once."""
     found: list[str] = []
     for name in names:
-        plain = re.sub(r"[^a-z0-9._-]+", "-", name.lower()).strip("-.")[:60] or "run"
-        copies = sum(it == plain or re.fullmatch(rf"{re.escape(plain)}-\d+", it) is not None for it in found)
-        found.append(f"{plain}-{copies + 1}" if copies else plain)
+        plain = re.sub(r"[^a-z0-9_-]+", "-", name.lower()).strip("-")[:60] or "run"
+        choices = itertools.chain([plain], (f"{plain}-{number}" for number in itertools.count(2)))
+        found.append(next(it for it in choices if it not in found))
     return found
 
 
@@ -102,7 +110,7 @@ def list_of(entries: Sequence[Entry]) -> Table[Entry]:
             "last", lambda it: max((row["created_utc"][:10] for row in it.report.rows), default=MISSING)
         ),
     ]
-    return Table("Reports", columns, list(entries), link=lambda it: f"{it.folder}/index.html")
+    return Table("One for each run", columns, list(entries), link=lambda it: f"{it.folder}/index.html")
 
 
 def across_machines(rows: Sequence[Row], baseline: str | None) -> list[Table[str]]:

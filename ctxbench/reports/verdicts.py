@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from ctxbench.record import FAILED, Row
 from ctxbench.reports.contests import CONTROL, LATENCY, Course, amount, course, leaders, named
 from ctxbench.reports.inputs import input_facets
-from ctxbench.reports.scores import SCORES, Entry, entries_of, groups_of, leading, metric_of, ties, title_of
+from ctxbench.reports.scores import Entry, entries_of, groups_of, leading, metric_of, ties, title_of
 from ctxbench.tables import MISSING, Column, Table
 
 QUESTIONS = {"macs_total": "fewest MACs", "memory_predicted_bytes": "least memory", LATENCY: "fastest"}
@@ -178,13 +178,7 @@ def in_short(scene: Scene, baseline: str | None) -> str:
 def worth(rows: list[Row]) -> str:
     """What the seeds say of who is best, and which of the best costs least to train."""
     entries, metric = entries_of(rows), metric_of(rows)
-    said = ties(entries, metric)
-    best = leading(entries, metric)
-    if not said or not best:
-        return " ".join(said)
-    score = SCORES[metric]
-    first = f"`{best[0].spec}` has the best mean ({score.name} {score.with_unit(best[0].middle(metric))})."
-    return " ".join([first, said[-1], *least_trained(best)])
+    return " ".join([*ties(entries, metric), *least_trained(leading(entries, metric))])
 
 
 def least_trained(best: list[Entry]) -> list[str]:

@@ -3,7 +3,7 @@
 
 const SHOWN_AT_FIRST = 100;
 const FEW_TABLES = 4; // so many need no choice
-const PRINTED = ["published", "claim"];
+const PRINTED = ["published", "reproduced", "differs", "unchecked"];
 const GROUPS = {
   "identity": ["run_id", "cell_id", "created_utc", "kind", "block", "spec", "family", "seed", "estimated"],
   "input": ["batch", "channels", "height", "width", "dtype", "mode", "compiled"],
@@ -185,7 +185,7 @@ class Board {
 
   filter(words, state) {
     const fits = (index) => {
-      const kind = this.rows[index].className;
+      const kind = this.rows[index].dataset.kind ?? "";
       return words.every((word) => this.texts[index].includes(word))
         && (!state || (state === "measured" ? !PRINTED.includes(kind) : state === "published" ? PRINTED.includes(kind) : kind === state));
     };
@@ -220,7 +220,7 @@ class Board {
     const head = this.table.tHead.rows[0].cells[column].querySelector("button");
     head.textContent = head.textContent.replace(/ \/ .*$/s, "") + " / " + baseline;
     for (const row of this.rows) {
-      if (row.className === "published") { row.cells[column].textContent = "–"; continue; }
+      if (row.dataset.kind === "published") { row.cells[column].textContent = "–"; continue; }
       const ratio = Number(row.dataset.cost) / unit;
       row.cells[column].textContent = row.dataset.cost && unit ? String(Number(ratio.toPrecision(3))) : "–";
     }
@@ -277,8 +277,8 @@ function start() {
   byId("states").addEventListener("change", apply);
   byId("search").addEventListener("input", apply);
   byId("baseline")?.addEventListener("change", (event) => boards.forEach((board) => { board.relate(event.target.value); }));
-  byId("csv").addEventListener("click", () => download("csv"));
-  byId("json").addEventListener("click", () => download("json"));
+  byId("csv")?.addEventListener("click", () => download("csv"));
+  byId("json")?.addEventListener("click", () => download("json"));
   byId("tools").addEventListener("submit", (event) => event.preventDefault());
   document.addEventListener("click", (event) => {
     const button = event.target.closest?.("tbody th button[aria-expanded]");
