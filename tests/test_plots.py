@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -231,7 +234,7 @@ def test_a_failure_is_marked_at_its_predicted_cost_and_above_all_others_where_th
 def test_a_cell_that_one_run_measured_is_not_marked_as_failed_in_another() -> None:
     later = failure("crashed", "ham-cd", 32, run_id="later", created_utc="2026-01-01T00:00:00+00:00")
     for picture in figures(*grid("ham-cd", "ham-nmf"), later).values():
-        assert crosses(figure) == []
+        assert crosses(picture.figure) == []
 
 
 def test_a_block_that_broke_a_rule_has_no_memory() -> None:
@@ -252,13 +255,14 @@ def test_many_blocks_and_failures_are_legible() -> None:
         sides = (8, 16, 32, 64) if number % 3 == 0 else (8, 16, 32, 64, 128, 256)
         records += grid(spec, sides=sides, family=spec.partition("-")[0])
         records += [failure("oom", spec, side) for side in (128, 256) if side not in sides]
-    for name, picture in gallery(*records).items():
-        if not name.startswith("roofline"):
-            assert_legible(picture.figure)
-        if name.startswith(("latency", "macs", "memory")):
-            assert len(names(picture.figure)) == 35
-            assert len(crosses(picture.figure)) == 24
-            assert picture.figure.get_figheight() > 6
+    found = gallery(*records)
+    for name in KINDS:
+        figure = found[name].figure
+        assert_legible(figure)
+        assert len(names(figure)) == 35
+        assert len(crosses(figure)) == 24
+        assert figure.get_figheight() > 6
+    assert_legible(found["pareto-infer-b1-c16-float32-012345"].figure)
 
 
 def test_a_run_in_which_everything_failed_has_no_figures() -> None:
@@ -277,7 +281,7 @@ def test_environments_never_share_a_figure_of_what_was_measured() -> None:
     other = grid("ham-nmf", env_hash="ba9876543210", threads=2, device_name="other")
     compiled = grid("ham-nmf", compiled=True)
     found = figures(*grid("ham-nmf"), *other, *compiled)
-    latencies = {name: caption for name, (caption, _) in found.items() if name.startswith("latency")}
+    latencies = {name: it.caption for name, it in found.items() if name.startswith("latency")}
     assert set(latencies) == {
         "latency-infer-b1-c16-float32-012345",
         "latency-infer-b1-c16-float32-ba9876",
@@ -295,11 +299,11 @@ def test_what_the_allocator_measured_is_not_mixed_with_predictions() -> None:
 
 def test_the_frontier_stands_at_the_largest_measured_resolution() -> None:
     records = [*grid("ham-cd", "ham-nmf", "self-attn"), record("ham-cd", 64, **no_times())]
-    caption, figure = figures(*records)["pareto-infer-b1-c16-float32-012345"]
-    axes = axes_of(figure)
+    picture = figures(*records)["pareto-infer-b1-c16-float32-012345"]
+    axes = axes_of(picture.figure)
     assert axes.get_title(loc="left").endswith(", at 32x32")
     assert {text.get_text() for text in axes.texts} == {"ham-cd", "ham-nmf", "self-attn"}
-    assert "Latency against predicted peak memory" in caption
+    assert "Latency against predicted peak memory" in picture.caption
 
 
 def test_the_control_does_no_work_and_enters_no_contest() -> None:
@@ -313,8 +317,7 @@ def test_a_block_without_memory_or_work_of_its_own_spoils_no_figure() -> None:
     free = grid("mine", macs_counted=0, memory_predicted_bytes=0)
     found = figures(*free, *grid("ham-nmf", "self-attn"))
     for name, picture in found.items():
-        figure.canvas.draw()
-        shown = {text.get_text() for text in axes_of(figure).texts}
+        shown = {text.get_text() for text in names(picture.figure)}
         assert {"ham-nmf", "self-attn"} <= shown
         assert ("mine" in shown) == name.startswith("latency"), name
 
@@ -323,10 +326,27 @@ def test_names_are_drawn_as_they_are() -> None:
     """A name is no formula."""
     hostile = r"ham-nmf[x=$\frac{1}$]"
     for name, picture in figures(*grid(hostile, "none")).items():
-        figure.canvas.draw()
-        texts = [text for text in axes_of(figure).texts if text.get_text() == hostile]
+        texts = [text for text in names(picture.figure) if text.get_text() == hostile]
         assert len(texts) == 1, name
         assert texts[0].get_parse_math() is False
+
+
+def test_figures_are_the_same_bytes_for_the_same_records_in_any_order_and_process() -> None:
+    code = "from tests.test_plots import digest; print(digest(backwards=True))"
+    environ = {"PYTHONHASHSEED": "1", "OMP_NUM_THREADS": "1", "PATH": os.environ["PATH"]}
+    done = subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True, env=environ
+    )
+    assert done.stdout.strip() == digest()
+
+
+def digest(backwards: bool = False) -> str:
+    """Of figures of some records as SVG, PNG and PDF."""
+    records = grid("ham-nmf[rank=8]", "ham-nmf", "self-attn", sides=(8, 16))
+    found = gallery(*(records[::-1] if backwards else records))
+    chosen = [found[f"{kind}-infer-b1-c16-float32-012345"] for kind in ("latency", "roofline")]
+    parts = [part for it in chosen for part in (it.svg().encode(), it.png(), it.pdf())]
+    return hashlib.sha256(b"".join(parts)).hexdigest()
 
 
 # The frontier
@@ -389,32 +409,31 @@ def test_a_known_spread() -> None:
 
 
 def test_captions_say_what_is_shown_and_for_which_input() -> None:
-    captions = [caption for caption, _ in figures(*grid("self-attn", "ham-nmf")).values()]
+    captions = [it.caption for it in figures(*grid("self-attn", "ham-nmf")).values()]
     assert len(captions) == len(set(captions)) == 4
     assert all(re.search(r"inference, batch 1, 16 channels, float32", caption) for caption in captions)
 
 
 def test_a_devices_name_is_no_formula() -> None:
-    for name, picture in figures(*grid("a2", device_name=r"$\\frac{$")).items():
-        figure.canvas.draw()
-        assert name
+    for picture in figures(*grid("a2", device_name=r"$\\frac{$")).values():
+        assert_legible(picture.figure)
 
 
 @pytest.mark.parametrize("latency", [0.0, 5e-324, 9e14])
 def test_a_latency_that_no_axis_can_show_spoils_no_figure(latency: float) -> None:
     times = dict.fromkeys(("latency_ms_median", "latency_ms_ci_low", "latency_ms_ci_high"), latency)
     for picture in figures(*grid("a2", "ham-nmf", **times), *grid("ham-cd")).values():
-        figure.canvas.draw()
+        assert_legible(picture.figure)
 
 
 def test_of_shapes_with_as_many_pixels_the_squarest_is_drawn_for_all_and_the_others_are_named() -> None:
     records = [record(spec, side) for spec in ("a2", "ham-nmf") for side in (8, 16)]
     records += [record("a2", 8, height=4, width=16), record("a2", 8, height=2, width=32)]
-    for name, (caption, figure) in figures(*records).items():
-        labels = [text.get_text() for text in axes_of(figure).get_xticklabels()]
+    for name, picture in figures(*records).items():
+        labels = [text.get_text() for text in axes_of(picture.figure).get_xticklabels()]
         if not name.startswith("pareto"):
             assert labels == ["8x8", "16x16"]
-            assert caption.endswith("; as many pixels, and not shown: 4x16, 2x32")
+            assert picture.caption.endswith("; as many pixels, and not shown: 4x16, 2x32")
 
 
 def test_of_two_versions_of_the_code_the_newer_is_drawn() -> None:

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from ctxbench.figures.costs import fewer
 from ctxbench.figures.inputs import LATENCY
-from ctxbench.figures.style import LINE, MOST, NAME, WIDTH, Looks, Picture, short
+from ctxbench.figures.style import AROUND, LINE, MOST, NAME, WIDTH, Looks, Picture, short
 from ctxbench.figures.ticks import wrapped
 from ctxbench.record import METRICS, Row
 from ctxbench.reports.inputs import group_title, machine
@@ -41,7 +41,11 @@ def update(rows: list[Row], number: int, look: Looks) -> Picture:
 
 
 def draw_update(rows: list[Row], look: Looks) -> Figure:
-    figure = Figure(figsize=(WIDTH, 1 + 1.6 * LINE * len(rows)))
+    what = group_title(rows[0]).removesuffix(f", {machine(rows[0])}")
+    title = wrapped(f"{what}\n{machine(rows[0])}")
+    lines = 1.6 * len(rows) + title.count("\n")
+    figure = Figure(figsize=(WIDTH, AROUND + LINE * lines))
+    figure.suptitle(title, x=0.01, horizontalalignment="left", fontsize=NAME, parse_math=False)
     axes = figure.subplots()
     for place, row in enumerate(rows):
         style = look[row["spec"]]
@@ -52,7 +56,4 @@ def draw_update(rows: list[Row], look: Looks) -> Figure:
     axes.set_yticks(range(len(rows)), [short(row["spec"]) for row in rows], parse_math=False, fontsize=NAME)
     axes.set(xlabel=METRICS[LATENCY].title, ylim=(len(rows) - 0.4, -0.6))
     axes.set_xlim(left=0)
-    what = group_title(rows[0]).removesuffix(f", {machine(rows[0])}")
-    title = wrapped(f"{what}\n{machine(rows[0])}")
-    figure.suptitle(title, x=0.01, horizontalalignment="left", fontsize=NAME, parse_math=False)
     return figure
