@@ -79,6 +79,9 @@ def test_a_score_is_drawn_with_every_seed() -> None:
     axes = axes_of(ablations(rows)["ablation-gradient-0"].figure)
     assert [text.get_text() for text in axes.get_xticklabels()] == ["bptt", "one-step"]
     assert list(axes.lines[0].get_ydata()) == pytest.approx([65, 25])
+    (name,) = axes.texts
+    at_the_end = axes.transAxes.inverted().transform(axes.transData.transform((1, 25)))
+    assert name.get_position()[1] == pytest.approx(at_the_end[1])
     dots = [tuple(point) for it in axes.collections for point in it.get_offsets()]
     assert dots == [pytest.approx(it) for it in [(0, 60), (0, 70), (1, 20), (1, 30)]]
 

@@ -73,9 +73,12 @@ def test_blocks_come_by_falling_mean_and_failures_last() -> None:
     [
         (
             {"a": (0.7, 0.72), "b": (0.5, 0.71), "c": (0.1, 0.2)},
-            "Not told apart from `a`, which has the best mean, by these seeds: b.",
+            "`a` has the best mean (context IoU 71.0 %); the seeds do not tell it from `b`.",
         ),
-        ({"a": (0.7, 0.72), "b": (0.5, 0.6)}, "Every seed of `a` is above all seeds of the others."),
+        (
+            {"a": (0.7, 0.72), "b": (0.5, 0.6)},
+            "Every seed of `a` (mean context IoU 71.0 %) is above all seeds of the others.",
+        ),
         ({"a": (0.7,), "b": (0.5,)}, "One seed tells no scatter"),
     ],
 )
@@ -84,7 +87,7 @@ def test_seeds_that_overlap_are_no_difference(scores: dict[str, tuple[float, ...
         trained(spec, seed, value) for spec, values in scores.items() for seed, value in enumerate(values)
     ]
     (table,) = score_tables(rows)
-    assert words in "\n".join(table.notes)
+    assert words in table.verdict
 
 
 @pytest.mark.parametrize(
@@ -262,8 +265,8 @@ def gans(**scores: tuple[float, ...]) -> list[Row]:
     return [gan(spec, seed, fid) for spec, fids in scores.items() for seed, fid in enumerate(fids)]
 
 
-def last_note(rows: list[Row]) -> str:
-    return score_tables(rows)[0].notes[-1]
+def verdict(rows: list[Row]) -> str:
+    return score_tables(rows)[0].verdict
 
 
 def test_the_smallest_distance_comes_first_with_its_anchors_behind() -> None:
@@ -281,24 +284,27 @@ def test_the_smallest_distance_comes_first_with_its_anchors_behind() -> None:
 @pytest.mark.parametrize(
     ("scores", "words"),
     [
-        ({"a": (1.0, 1.2), "b": (2.0, 2.2)}, "Every seed of `a` is below all seeds of the others."),
+        (
+            {"a": (1.0, 1.2), "b": (2.0, 2.2)},
+            "Every seed of `a` (mean FID 1.10) is below all seeds of the others.",
+        ),
         (
             {"a": (1.0, 2.1), "b": (2.0, 2.2), "c": (5.0, 6.0)},
-            "Not told apart from `a`, which has the best mean, by these seeds: b.",
+            "`a` has the best mean (FID 1.55); the seeds do not tell it from `b`.",
         ),
         (
             {"a": (1.0, 2.1), "none": (2.0, 2.2)},
-            "No block wins. Not told apart from `a`, which has the best mean, by these seeds: none.",
+            "No block wins. `a` has the best mean (FID 1.55); the seeds do not tell it from `none`.",
         ),
         (
             {"none": (1.0, 1.1), "a": (2.0, 2.2)},
-            "No block wins. Every seed of `none` is below all seeds of the others.",
+            "No block wins. Every seed of `none` (mean FID 1.05) is below all seeds of the others.",
         ),
         ({"a": (1.0,), "b": (2.0,)}, "One seed tells no scatter"),
     ],
 )
 def test_distances_that_overlap_are_no_difference(scores: dict[str, tuple[float, ...]], words: str) -> None:
-    assert last_note(gans(**scores)).startswith(words)
+    assert verdict(gans(**scores)).startswith(words)
 
 
 def test_a_collapsed_generator_is_not_ranked_whatever_its_distance() -> None:
@@ -309,10 +315,12 @@ def test_a_collapsed_generator_is_not_ranked_whatever_its_distance() -> None:
     table = score_tables(rows)[0]
     assert [line[0] for line in table.text] == ["a", "b", "c"]
     assert table.text[2][-1] == "collapsed in 2 of 2 seeds"
-    assert last_note(rows) == "Every seed of `a` is below all seeds of the others that are ranked."
+    assert verdict(rows) == (
+        "Every seed of `a` (mean FID 2.10) is below all seeds of the others that are ranked."
+    )
     alone = [row for row in rows if row["spec"] != "b"]
-    assert last_note(alone).endswith("`a` alone has none.")
-    assert last_note([row | {"collapsed": "far from real: recall 0.00"} for row in rows]).endswith(
+    assert verdict(alone).endswith("`a` alone has none.")
+    assert verdict([row | {"collapsed": "far from real: recall 0.00"} for row in rows]).endswith(
         "every block has one."
     )
 
@@ -353,12 +361,12 @@ def test_agreement_is_ranked_even_where_images_are_alike() -> None:
     table = score_tables(rows)[0]
     assert [line[0] for line in table.text] == ["a", "none"]
     assert table.text[1][-1].startswith("at chance; collapsed")
-    assert table.notes[-1] == "Every seed of `a` is above all seeds of the others."
+    assert table.verdict == "Every seed of `a` (mean agreement 0.99) is above all seeds of the others."
 
 
 def test_other_seeds_are_told() -> None:
     rows = [*gans(a=(1.0, 1.2)), *(gan("b", seed, 3.0) for seed in (5, 6))]
-    assert "Not all blocks have the same seeds: what differs may be the seeds." in score_tables(rows)[0].notes
+    assert "Not all blocks have the same seeds: what differs may be the seeds." in verdict(rows)
 
 
 def test_rows_of_another_feature_space_stand_in_a_table_of_their_own() -> None:

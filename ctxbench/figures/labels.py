@@ -17,21 +17,8 @@ from ctxbench.figures.style import AROUND, LINE, NAME, Looks, ink, short
 End = tuple[float, float, str]  # where a line ends, or a point lies, and its name
 Place = tuple[float, float]  # of a name, in points to the right of what it belongs to and above it
 ANGLES = (0, 180, 45, -45, 135, -135, 90, -90)  # degrees; where a name may stand, the best place first
-RINGS = (
-    7,
-    13,
-    20,
-    28,
-    38,
-    50,
-    64,
-    80,
-    100,
-    125,
-    150,
-    180,
-    220,
-)  # points between a name and what it belongs to
+# Points between a name and what it belongs to
+RINGS = (7, 13, 20, 28, 38, 50, 64, 80, 100, 125, 150, 180, 220)
 PLACES: list[Place] = [
     (round(ring * math.cos(math.radians(angle)), 1), round(ring * math.sin(math.radians(angle)), 1))
     for ring, angle in itertools.product(RINGS, ANGLES)
@@ -43,6 +30,7 @@ LEADER = {"arrowstyle": "-", "lw": 0.5, "alpha": 0.6, "shrinkA": 0, "shrinkB": 2
 def label_ends(axes: Axes, ends: list[End], look: Looks) -> None:
     """Write each line's name to the right of its end, pushed apart where ends crowd."""
     gap = LINE / (cast(Figure, axes.figure).get_figheight() - AROUND)
+    axes.get_ylim()  # settles the scale
     to_parts = axes.transData + axes.transAxes.inverted()
     placed = sorted((float(to_parts.transform((x, y))[1]), name, x, y) for x, y, name in ends)
     places = within(spread([place for place, *_ in placed], gap), gap)

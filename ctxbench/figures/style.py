@@ -43,7 +43,7 @@ MARKERS = "osD^vP*<>dph"
 LINES = ("-", "--", ":", "-.", (0, (5, 1, 1, 1)), (0, (1, 1)))
 FILLINGS = ("full", "left", "bottom", "right", "top")  # a hollow marker means something of its own
 
-WIDTH, HEIGHT = SIZE = (6.4, 4.2)  # inches
+WIDTH, HEIGHT = 6.4, 4.2  # inches; a figure with many names is higher
 SMALL = 7  # points: no text is smaller
 NAME = 8  # points, of the names of blocks
 LINE = 0.15  # inches, of a line of names
