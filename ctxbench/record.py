@@ -181,7 +181,7 @@ class Record(BaseModel):
         for name in type(self).model_fields:
             text = getattr(self, name)
             if name.endswith("_json") and text is not None:
-                value = json.loads(text, parse_constant=_refuse_constant, parse_int=_bounded)
+                value = JSON.decode(text)
                 if not isinstance(value, list if name.endswith("samples_json") else dict):
                     raise ValueError(f"{name} holds JSON of another kind")
         return self
@@ -208,7 +208,7 @@ class Record(BaseModel):
             ValueError: for broken JSON, NaN or infinity, a missing, unknown or mistyped field, and
                 the schema of another version.
         """
-        fields = json.loads(text, parse_constant=_refuse_constant)
+        fields = WHOLE.decode(text)
         if isinstance(fields, dict) and fields.get("schema_version") != SCHEMA_VERSION:
             raise ValueError(f"schema version {fields.get('schema_version')!r}, not {SCHEMA_VERSION}")
         return cls.model_validate(fields)
@@ -223,6 +223,10 @@ def _bounded(digits: str) -> int:
     if len(digits) > LONGEST_NUMBER:
         raise ValueError(f"a number of {len(digits)} digits")
     return int(digits)
+
+
+JSON = json.JSONDecoder(parse_constant=_refuse_constant, parse_int=_bounded)
+WHOLE = json.JSONDecoder(parse_constant=_refuse_constant)
 
 
 @dataclass(frozen=True)

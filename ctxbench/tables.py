@@ -79,6 +79,8 @@ class Source:
 
 def printable(text: str) -> str:
     """One line of text without what could steer a terminal or turn the direction of reading."""
+    if text.isascii() and text.isprintable():
+        return text
     line = "".join(" " if mark.isspace() else mark for mark in text)
     return "".join(mark if mark.isprintable() else "\ufffd" for mark in line)
 

@@ -121,7 +121,7 @@ def test_hostile_names_spoil_no_figure() -> None:
         found = pictures(rows, {}, claims)
         for picture in found:
             assert_legible(picture.figure)
-        assert all("<script>" not in it.svg() for it in found[:3])
+        assert all("<script>" not in it.svg for it in found[:3])
         assert found[-1].png() and found[-1].pdf()
     assert {"scores-0", "tradeoff-0", "updates-0", "published"} <= {it.name for it in found}
 

@@ -125,7 +125,7 @@ def test_a_picture_is_drawn_once_and_not_before_it_is_looked_at() -> None:
     picture = Picture("name", "caption", draw)
     assert drawn == []
     assert picture.png().startswith(b"\x89PNG")
-    assert "<svg" in picture.svg()
+    assert "<svg" in picture.svg
     assert picture.figure is drawn[0]
     assert len(drawn) == 1
     assert len(picture.png(dpi=50)) < len(picture.png())

@@ -222,7 +222,7 @@ def test_the_page_shows_scores_anchors_and_samples(trained: Path, tmp_path: Path
     assert "### Anchors: digits" in text
     assert "The scores rank nothing" in text
     assert "what is generated" in text
-    assert {path.stem for path in (tmp_path / "figures").iterdir()} == {"scores-0", "predictions-0"}
+    assert {path.stem for path in (tmp_path / "figures").iterdir()} >= {"scores-0", "predictions-0"}
 
 
 def test_under_torchrun_the_networks_end_equal_and_are_recorded_once(tmp_path: Path) -> None:

@@ -345,7 +345,7 @@ def digest(backwards: bool = False) -> str:
     records = grid("ham-nmf[rank=8]", "ham-nmf", "self-attn", sides=(8, 16))
     found = gallery(*(records[::-1] if backwards else records))
     chosen = [found[f"{kind}-infer-b1-c16-float32-012345"] for kind in ("latency", "roofline")]
-    parts = [part for it in chosen for part in (it.svg().encode(), it.png(), it.pdf())]
+    parts = [part for it in chosen for part in (it.svg.encode(), it.png(), it.pdf())]
     return hashlib.sha256(b"".join(parts)).hexdigest()
 
 

@@ -45,7 +45,7 @@ def label_ends(axes: Axes, ends: list[End], look: Looks) -> None:
             color=ink(colour),
             fontsize=NAME,
             parse_math=False,
-            arrowprops=LEADER | {"color": colour, "relpos": (0, 0.5)},
+            arrowprops=LEADER | {"color": colour, "relpos": (0, 0.5), "patchA": None},
         )
 
 

@@ -85,9 +85,14 @@ class Picture:
 
     @cached_property
     def figure(self) -> Figure:
+        """The figure with all in its place, so that each file of it need not be laid out anew."""
         with drawing():
-            return self.draw()
+            figure = self.draw()
+            figure.draw_without_rendering()
+            figure.set_layout_engine("none")
+            return figure
 
+    @cached_property
     def svg(self) -> str:
         """The figure as SVG, the same bytes for the same records."""
         return self._saved("svg", {"Date": None, "Creator": None}).decode()

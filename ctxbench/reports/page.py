@@ -286,7 +286,7 @@ def command_of(row: Row, commands: Mapping[str, Commands]) -> str | None:
 
 
 def illustration(picture: Picture) -> Illustration:
-    inline = inline_svg(picture.svg(), picture.name, picture.caption)
+    inline = inline_svg(picture.svg, picture.name, picture.caption)
     return Illustration(picture.name, picture.caption, picture.wide, inline)
 
 

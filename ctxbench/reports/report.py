@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from ctxbench.figures.style import Picture
 
 DEFAULT_BASELINE = "self-attn"
-MOST_FIGURES = 16  # on a page; --figures writes all
+MOST_FIGURES = 12  # on a page; --figures writes all
 OURS = re.compile(r"[a-z]+(-[a-z0-9-]+)?\.(png|svg|pdf)")  # names of our figures
 
 
@@ -143,7 +143,7 @@ class Report:
         shown = pictures[:MOST_FIGURES]
         sweep(folder, {it.name for it in shown})
         for picture in shown:
-            write_atomically(folder / f"{picture.name}.svg", picture.svg())
+            write_atomically(folder / f"{picture.name}.svg", picture.svg)
             write_atomically(folder / f"{picture.name}.png", picture.png())
         write_atomically(out / "report.md", self.markdown(shown))
         write_atomically(out / "index.html", page(self, shown, len(pictures) - len(shown), home))
@@ -160,7 +160,7 @@ class Report:
         pictures = self.pictures()
         sweep(folder, {it.name for it in pictures})
         for picture in pictures:
-            write_atomically(folder / f"{picture.name}.svg", picture.svg())
+            write_atomically(folder / f"{picture.name}.svg", picture.svg)
             write_atomically(folder / f"{picture.name}.pdf", picture.pdf())
             write_atomically(folder / f"{picture.name}.png", picture.png(dpi=300))
         return folder

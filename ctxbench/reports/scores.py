@@ -6,7 +6,7 @@ import json
 import re
 from collections import Counter
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from statistics import mean
 from typing import Any
 
@@ -138,6 +138,7 @@ def shared(row: Row) -> tuple[Any, ...]:
     return tuple(row[name] for name in SHARED)
 
 
+@cache
 def natural(value: Any) -> list[tuple[float, str]]:
     """Sorts text with numbers in it by those: "legend-4" before "legend-14"."""
     parts = re.split(r"([0-9]+(?:\.[0-9]+)?)", str(value)[:200])
@@ -187,8 +188,10 @@ def entries_of(rows: list[Row]) -> list[Entry]:
     """
     metric = metric_of(rows)
     latest = {(row["spec"], row["seed"]): row for row in sorted(rows, key=lambda row: row["created_utc"])}
-    specs = sorted({row["spec"] for row in rows})
-    entries = [Entry([row for (name, _), row in sorted(latest.items()) if name == spec]) for spec in specs]
+    of_specs: dict[str, list[Row]] = {}
+    for (spec, _), row in sorted(latest.items(), key=lambda it: it[0]):
+        of_specs.setdefault(spec, []).append(row)
+    entries = [Entry(members) for members in of_specs.values()]
     sign = 1 if SCORES[metric].lower_is_better else -1
     return sorted(
         entries,

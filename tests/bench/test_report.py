@@ -11,7 +11,7 @@ from ctxbench.reports.report import Report
 from ctxbench.store import Reading
 from tests.bench.records import write_quickly
 
-NUMBERS = (100, 1000)
+NUMBERS = (100, 1_000, 10_000)
 
 
 def build(folder: Path) -> Path:
