@@ -189,10 +189,10 @@ class Record(BaseModel):
     @property
     def row(self) -> Row:
         """The columns; beside them the headline MACs, those of forward and backward, pixels, and runs."""
-        counted = self.macs_counted
+        counted, backward = self.macs_counted, self.macs_backward if self.mode == "train" else 0
         return self.model_dump() | {
             "macs": counted,
-            "macs_total": None if counted is None else counted + (self.macs_backward or 0),
+            "macs_total": None if counted is None or backward is None else counted + backward,
             "pixels": self.height * self.width,
             "runs": 1,
         }

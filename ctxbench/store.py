@@ -13,24 +13,13 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ctxbench.errors import UsageError, WriteError, first_line
 from ctxbench.record import FAILED, Record, Row
 
-if TYPE_CHECKING:
-    import pandas as pd
-
 MAX_RECORD_BYTES = 2**20
 MAX_PLAN_BYTES = 2**26
-NUMBERS = (
-    "macs",
-    "macs_total",
-    "memory_predicted_bytes",
-    "latency_ms_median",
-    "latency_ms_ci_low",
-    "latency_ms_ci_high",
-)
 Commands = tuple[tuple[str, str], ...]
 TEMPORARY = re.compile(r".*\.tmp-\d+-[0-9a-f]+")
 STALE_AFTER_S = 3600
@@ -197,7 +186,7 @@ class Reading:
     Attributes:
         records: each once, even if a folder is named twice.
         unreadable: files that are no records.
-        missing: how many cells were planned and have no record.
+        absent: how many cells were planned and have no record, by the names of the runs.
         names: of the runs; they are the `run_id` of their records, whatever the folders were called.
         folders: of the runs, by their names.
         commands: that made the runs, by their names: when each was begun, and its words.
@@ -205,7 +194,7 @@ class Reading:
 
     records: list[Record]
     unreadable: list[Unreadable]
-    missing: int
+    absent: dict[str, int] = field(default_factory=dict)
     names: tuple[str, ...] = ()
     folders: dict[str, Path] = field(default_factory=dict)
     commands: dict[str, Commands] = field(default_factory=dict)
@@ -219,7 +208,7 @@ class Reading:
         """
         stores = [RunStore.open(folder) for folder in folders]
         records: dict[tuple[str, ...], Record] = {}
-        unreadable, missing = [], 0
+        unreadable, absent = [], dict[str, int]()
         unique = {store.folder.resolve(): store for store in stores}
         names = telling_names(list(unique))
         for name, store in zip(names, unique.values(), strict=True):
@@ -228,10 +217,27 @@ class Reading:
                 same = (it.cell_id, it.env_hash, it.created_utc, it.rounds_id or "")  # in a copied folder
                 records.setdefault(same, it if it.run_id == name else it.model_copy(update={"run_id": name}))
             unreadable += damaged
-            missing += len(store.planned() - {it.cell_id for it in found})
+            absent[name] = len(store.planned() - {it.cell_id for it in found})
         places = {name: store.folder for name, store in zip(names, unique.values(), strict=True)}
         typed = {name: store.typed() for name, store in zip(names, unique.values(), strict=True)}
-        return cls(list(records.values()), unreadable, missing, tuple(names), places, typed)
+        return cls(list(records.values()), unreadable, absent, tuple(names), places, typed)
+
+    def of_run(self, name: str) -> Reading:
+        """What one of the folders holds, and the others do not hold as well."""
+        folder = self.folders[name]
+        return Reading(
+            [record for record in self.records if record.run_id == name],
+            [file for file in self.unreadable if file.path.is_relative_to(folder)],
+            {name: self.absent[name]},
+            (name,),
+            {name: folder},
+            {name: self.commands[name]},
+        )
+
+    @property
+    def missing(self) -> int:
+        """How many cells were planned and have no record."""
+        return sum(self.absent.values())
 
     @property
     def rows(self) -> list[Row]:
@@ -257,16 +263,6 @@ def telling_names(folders: list[Path]) -> list[str]:
         if len(set(names)) == len(names):
             break
     return [name.removeprefix("//") for name in names] if folders else []
-
-
-def to_frame(rows: list[Row]) -> pd.DataFrame:
-    """The rows of records as a table; numbers that were not measured are NaN."""
-    import pandas as pd
-
-    frame = pd.DataFrame(rows)
-    for column in NUMBERS:
-        frame[column] = frame[column].astype(float)
-    return frame
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:

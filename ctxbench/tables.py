@@ -9,18 +9,24 @@ from decimal import Decimal
 from typing import Any, Generic, TypeVar
 
 MISSING = "–"
-NAME = re.compile(r"`([\w.,;:=/+\[\] -]{1,200})`", re.ASCII)  # of a block, in a sentence
+NAME = re.compile(r"`([\w.,;:=/+'\[\] -]{1,200})`", re.ASCII)  # of a block, in a sentence
 R = TypeVar("R")
 
 
 @dataclass(frozen=True)
 class Column(Generic[R]):
-    """A title, and how a row's cell is written; `best` says whether it stands out among the others."""
+    """A title, and how a row's cell is written.
+
+    Attributes:
+        best: whether a row's cell stands out among the others.
+        role: what the column is to a page: "state" is coloured, "source" leads to where a row was printed.
+    """
 
     title: str
     cell: Callable[[R], str]
     numeric: bool = True
     best: Callable[[R], bool] = lambda row: False
+    role: str = ""
 
 
 @dataclass(frozen=True)
@@ -32,8 +38,9 @@ class Table(Generic[R]):
         verdict: what the rows say, in a sentence.
         facets: what a reader chooses the table by, such as the device; a table is of one value of each.
         records: of a row, the rows of the records behind it.
-        cost: of a row, what its ratio to another row is taken of.
+        cost: of a row, what its ratio to another row is taken of; group: within what, such as a run.
         ratio: the column of that ratio.
+        kind: how a row is to be seen at a glance: "", "failed", "published", or the state of a published number.
         source: of a published row, where it was printed, with an address.
         link: of a row, the page that it stands for.
     """
@@ -46,7 +53,9 @@ class Table(Generic[R]):
     facets: Mapping[str, str] = field(default_factory=dict)
     records: Callable[[R], Sequence[Any]] = lambda row: ()
     cost: Callable[[R], float | None] = lambda row: None
+    group: Callable[[R], str] = lambda row: ""
     ratio: int | None = None
+    kind: Callable[[R], str] = lambda row: ""
     source: Callable[[R], Source | None] = lambda row: None
     link: Callable[[R], str | None] = lambda row: None
 

@@ -10,10 +10,9 @@ import pytest
 from matplotlib.figure import Figure
 
 import blocks
+from ctxbench.families import families, registered
 from ctxbench.figures import style
-from ctxbench.figures.catalogue import families, registered
-from ctxbench.figures.style import HUES, Picture, ink, look_of, looks, luminance, short, slug, styles
-from ctxbench.store import to_frame
+from ctxbench.figures.style import HUES, Picture, ink, look_of, looks, luminance, short, slug
 from tests.test_plots import gallery, grid, lines
 
 CATALOGUE = [(name, blocks.info(name).family) for name in blocks.names()]
@@ -38,7 +37,7 @@ def test_figures_need_neither_pytorch_nor_pandas() -> None:
 def test_a_block_looks_the_same_whatever_the_other_blocks_are() -> None:
     together = looks([*CATALOGUE, ("mine", "my family")])
     for name, family in [*CATALOGUE, ("mine", "my family")]:
-        alone = styles(to_frame([each.row for each in grid(name, family=family)]))
+        alone = looks([(name, family)])
         assert alone == {name: together[name]} == {name: look_of(name, family)}
 
 

@@ -96,7 +96,17 @@ def test_runs_of_another_code_are_no_repetition() -> None:
 
 def test_several_runs_of_a_cell_become_one_row_with_their_median_and_range() -> None:
     times = {"a": 1.0, "b": 5.0, "c": 2.0}
-    rows = [timed(run, time, latency_ms_median=time, converged=run != "b") for run, time in times.items()]
+    rows = [
+        timed(
+            run,
+            time,
+            latency_ms_median=time,
+            latency_ms_ci_low=0.9 * time,
+            latency_ms_ci_high=1.1 * time,
+            converged=run != "b",
+        )
+        for run, time in times.items()
+    ]
     other = timed("a", 1.0, cell_id="f" * 16)
     failed = failed_record("crashed", "gone", run_id="b").row
     found = pooled([*rows, other, failed])
@@ -105,7 +115,7 @@ def test_several_runs_of_a_cell_become_one_row_with_their_median_and_range() -> 
     (row,) = found[1:2]
     assert (row["runs"], row["run_id"], row["rounds_id"]) == (3, "3 runs: a, b, c", None)
     interval = (row["latency_ms_ci_low"], row["latency_ms_median"], row["latency_ms_ci_high"])
-    assert interval == (1.0, 2.0, 5.0)
+    assert interval == (0.9, 2.0, 5.5), "what the intervals of all runs span"
     assert row["latency_ref_ratio"] == 2.0
     assert row["converged"] is False
 

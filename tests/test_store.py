@@ -9,18 +9,15 @@ import sys
 import time
 from pathlib import Path
 
-import pandas as pd
 import pytest
 
 from ctxbench.errors import UsageError
-from ctxbench.record import Record
 from ctxbench.store import (
     MAX_RECORD_BYTES,
     Reading,
     RunStore,
     Unreadable,
     telling_names,
-    to_frame,
     write_atomically,
 )
 from tests.factories import failed_record, make_record
@@ -292,19 +289,6 @@ def test_a_folder_whose_records_vanished_is_the_users_mistake(store: RunStore) -
     store.records.rmdir()
     with pytest.raises(UsageError, match="cannot read"):
         store.read()
-
-
-def test_numbers_that_were_not_measured_are_nan_in_the_table() -> None:
-    rows: list[Record] = [make_record(), failed_record("oom", "needs more")]
-    frame = to_frame([record.row for record in rows])
-    assert frame["latency_ms_median"].tolist()[0] == 4.0
-    missing = frame.loc[1, ["macs", "memory_predicted_bytes", "latency_ms_median"]]
-    assert pd.isna(missing).all()
-
-
-def test_a_run_in_which_everything_failed_is_still_a_table_of_numbers() -> None:
-    frame = to_frame([failed_record("oom", "needs more").row])
-    assert frame["macs"].dtype == float
 
 
 # Plans, and several runs read together

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
 from ctxbench.record import Record
+from ctxbench.reports.inputs import labelled
 from ctxbench.reports.leaderboards import leaderboards
 from ctxbench.tables import Column, Table, escape_markdown, markdown, number, printable
 from tests.factories import failed_record, make_record, no_times
@@ -429,6 +430,29 @@ def test_what_was_timed_apart_is_told_run_by_run() -> None:
     assert notes == ["Timed apart, in rounds of their own: a; b."]
 
 
+def test_environments_that_have_the_same_name_are_told_apart() -> None:
+    other = {"env_hash": "ba9876543210"}
+    rows = labelled([ok("a", driver="1").row, ok("a", driver="2", **other).row])
+    assert [table.title.split(", ")[-1] for table in leaderboards(rows)] == ["driver 1", "driver 2"]
+    rows = labelled([ok("a").row, ok("a", **other).row])
+    assert [table.title.split(", ")[-1] for table in leaderboards(rows)] == [
+        "environment 012345",
+        "environment ba9876",
+    ]
+
+
+def test_of_two_rows_of_one_block_the_better_stands_out_alone() -> None:
+    table = board(ok("a", 1.0), ok("a", 5.0, seed=1), ok("b", 9.0))
+    (latency,) = [column for column in table.columns if column.title == "latency (ms)"]
+    assert [latency.best(row) for row in table.rows] == [True, False, False]
+
+
+def test_where_one_block_alone_ran_it_is_said_to() -> None:
+    table = board(ok("a", 1.0), failed_record("oom", "too large", spec="b"))
+    assert "Fastest: `a` (1 ms)" in table.verdict
+    assert "Failed: `b` (oom)." in table.verdict
+
+
 def test_what_two_versions_of_the_code_measured_stands_in_two_tables_whose_titles_say_so() -> None:
     tables = leaderboards([ok("a", program_hash="a" * 12).row, ok("a", program_hash="b" * 12).row])
-    assert [table.title[-11:] for table in tables] == ["code aaaaaa", "code bbbbbb"]
+    assert [table.title[-12:] for table in tables] == ["code aaaaaaa", "code bbbbbbb"]

@@ -160,7 +160,7 @@ def test_where_the_baseline_failed_is_said() -> None:
     rows = powers("a", 1e-3, 1.0, SIDES) + powers("self-attn", 1e-6, 2.0, SIDES)
     rows[-1] |= {"status": "oom"}
     (scene,) = scenes(rows)
-    assert "`self-attn` failed at 128x128 (oom)." in overtaking(scene, "self-attn").notes
+    assert "Failed at 128x128: `self-attn` (oom)." in overtaking(scene, "self-attn").notes
 
 
 def test_answers_name_the_fastest_and_since_when_it_is() -> None:

@@ -45,7 +45,7 @@ def differences(comparisons: Sequence[Compared], name: str = "published") -> Pic
     agreeing = sum(it.agrees for it in compared)
     caption = (
         f"What was found here relative to what was published: {agreeing} of {len(compared)} agree. Grey: within "
-        f"{BAND} %; hollow: differs; an arrow: by more than {FAR} %"
+        f"{BAND} %; filled: reproduced; hollow: not; an arrow: by more than {FAR} %"
     )
     if len(shown) > MOST:
         caption += f"; the first {MOST} of {len(shown)}"

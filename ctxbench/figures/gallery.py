@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from ctxbench.figures import ablations, claims
@@ -20,6 +21,8 @@ from ctxbench.record import Row
 from ctxbench.reports.repeatability import pooled
 from ctxbench.reports.scores import groups_of
 
+FIRST = 2  # of each kind: inference and training
+Kind = Sequence[Picture | None]
 TELLING = (  # what puts rows into an order of their own
     *("created_utc", "kind", "spec", "mode", "batch", "channels", "height", "width", "dtype", "compiled"),
     *("seed", "status", "run_id", "cell_id", "env_hash", "rounds_id", LATENCY, MEMORY, "macs_counted"),
@@ -30,7 +33,9 @@ TELLING = (  # what puts rows into an order of their own
 def pictures(
     rows: list[Row], folders: Mapping[str, Path] | None = None, comparisons: Sequence[claims.Compared] = ()
 ) -> list[Picture]:
-    """Every figure, undrawn, each kind with its largest group first; names are unique and fit for files.
+    """Every figure, undrawn: the first of each kind, then the others, of each kind those of larger groups first.
+
+    Names are unique and fit for files.
 
     Args:
         folders: of the runs, by `run_id`, where sheets of predictions lie.
@@ -42,36 +47,40 @@ def pictures(
     numbers = Counter[str]()
     found = [
         *of_trainings(kinds["task"], folders or {}, look, numbers),
-        *updates(pooled(kinds["step"]), look),
+        list(updates(pooled(kinds["step"]), look)),
         *of_profiles(pooled(kinds["profile"]), look, numbers),
-        claims.differences(comparisons),
+        [claims.differences(comparisons)],
     ]
-    return unique(picture for picture in found if picture is not None)
+    drawn = [[picture for picture in pictures if picture is not None] for pictures in found]
+    first, others = [it[:FIRST] for it in drawn], [it[FIRST:] for it in drawn]
+    return unique(itertools.chain(*first, *others))
 
 
 def of_trainings(
     rows: list[Row], folders: Mapping[str, Path], look: Looks, numbers: Counter[str]
-) -> Iterator[Picture | None]:
+) -> list[Kind]:
     """Figures of trainings, numbered as their tables are."""
     groups = sorted(enumerate(groups_of(rows)), key=lambda it: -len(it[1]))
-    yield from (scores(members, number, look) for number, members in groups)
-    yield from (tradeoff(members, number, look) for number, members in groups)
-    yield from cues(rows, look)
-    yield from (predictions(members, number, folders) for number, members in groups)
-    for _, members in groups:
-        yield from ablations.of_scores(members, numbers)
+    return [
+        [scores(members, number, look) for number, members in groups],
+        [tradeoff(members, number, look) for number, members in groups],
+        cues(rows, look),
+        [predictions(members, number, folders) for number, members in groups],
+        [it for _, members in groups for it in ablations.of_scores(members, numbers)],
+    ]
 
 
-def of_profiles(rows: list[Row], look: Looks, numbers: Counter[str]) -> Iterator[Picture | None]:
+def of_profiles(rows: list[Row], look: Looks, numbers: Counter[str]) -> list[Kind]:
     """Figures of what was measured on each machine, and of what is counted or predicted for all."""
     inputs, machines = by_input(rows), by_machine(rows)
-    yield from (over_resolution(group, LATENCY, look) for group in machines)
-    yield from (over_resolution(group, MEMORY, look) for group in inputs)
-    yield from (over_resolution(group, MACS, look) for group in inputs)
-    yield from (latency_against_memory(group, look) for group in machines)
-    yield from (roofline(group, look) for group in machines)
-    for group in inputs:
-        yield from ablations.of_costs(group, numbers)
+    return [
+        [over_resolution(group, LATENCY, look) for group in machines],
+        [over_resolution(group, MEMORY, look) for group in inputs],
+        [over_resolution(group, MACS, look) for group in inputs],
+        [latency_against_memory(group, look) for group in machines],
+        [roofline(group, look) for group in machines],
+        [it for group in inputs for it in ablations.of_costs(group, numbers)],
+    ]
 
 
 def unique(found: Iterable[Picture]) -> list[Picture]:

@@ -28,12 +28,14 @@ def roofline(group: Group, look: Looks) -> Picture | None:
     if not found:
         return None
     shown = found[:MOST]
+    threaded = group.rows[0]["device_type"] == "cpu" and group.rows[0]["threads"] > 1
     passes = "forward and backward" if group.rows[0]["mode"] == "train" else "forward"
     caption = (
         f"Achieved speed against arithmetic intensity ({group.about}). Up: counted floating-point operations, two "
         f"for each MAC of {passes}, over the median latency. To the right: the same over the bytes of input, "
         "output and parameters, each touched once. A line joins the resolutions of a block, named at the largest. "
-        "The ceiling is a large matrix product on the same machine; no roof of the memory is drawn, as its "
+        f"The ceiling is a large matrix product on the same machine{', timed on one thread, times the threads' if threaded else ''}; "
+        "no roof of the memory is drawn, as its "
         f"bandwidth was not measured{group.missing}{fewer(len(shown), len(found))}"
     )
     return Picture(f"roofline-{group.slug}", caption, partial(draw_roofline, shown, look, group.about))
@@ -41,7 +43,7 @@ def roofline(group: Group, look: Looks) -> Picture | None:
 
 def counted(row: Row) -> bool:
     """Whether the work of every pass is known, and is some."""
-    return bool(row["macs_total"]) and (row["mode"] == "infer" or row["macs_backward"] is not None)
+    return bool(row["macs_total"])
 
 
 def gflops(row: Row) -> float:

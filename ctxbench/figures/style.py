@@ -12,18 +12,15 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache, cached_property
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 from unicodedata import east_asian_width
 
 import matplotlib
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 
-from ctxbench.figures.catalogue import families
+from ctxbench.families import families
 from ctxbench.tables import printable
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 Look = dict[str, Any]  # how a line is drawn: keywords of Axes.plot
 Looks = dict[str, Look]  # of each spec
@@ -175,11 +172,6 @@ def looks(blocks: Iterable[tuple[str, str]]) -> Looks:
         found[spec] = look_of(spec, known[spec], variants[block])
         variants[block] += 1
     return found
-
-
-def styles(frame: pd.DataFrame) -> Looks:
-    """The look of every spec in a frame of records."""
-    return looks(zip(frame["spec"], frame["family"], strict=True))
 
 
 def shaded(colour: str, share: float) -> str:

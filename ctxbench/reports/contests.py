@@ -7,13 +7,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ctxbench.record import METRICS, Row
+from ctxbench.record import FAILED, METRICS, Row
 from ctxbench.tables import number
 
 LATENCY = "latency_ms_median"
 CONTROL = "control"  # the family of what does no work, and would win every contest
 MOST_NAMED = 3
-CHEAPEST = {"macs": "Fewest MACs", "memory_predicted_bytes": "Least memory", LATENCY: "Fastest"}
+CHEAPEST = {"macs_total": "Fewest MACs", "memory_predicted_bytes": "Least memory", LATENCY: "Fastest"}
 WORDS = {
     "macs_total": ("fewer MACs than", "more MACs than"),
     "memory_predicted_bytes": ("less memory than", "more memory than"),
@@ -45,14 +45,29 @@ def interval(row: Row, column: str) -> Interval | None:
 
 
 def leaders(rows: Sequence[Row], column: str) -> list[Row]:
-    """The cheapest of those that do work, then those not told apart from it; [] if there is no contest."""
+    """The cheapest of those that do work, then those not told apart from it, each once; [] if there is no contest.
+
+    One that failed has lost.
+    """
     working = [row for row in rows if row["family"] != CONTROL]
     found = [(cost, row) for row in working if (cost := interval(row, column))]
     found.sort(key=lambda it: (it[0].middle, it[1]["spec"]))
-    if len({row["spec"] for _, row in found}) < 2:
+    lost = {row["spec"] for row in working if row["status"] in FAILED}
+    if not found or len({row["spec"] for _, row in found} | lost) < 2:
         return []
-    best = found[0][0]
-    return [row for cost, row in found if not best < cost]
+    best, seen = found[0][0], dict[str, Row]()
+    for cost, row in found:
+        if not best < cost:
+            seen.setdefault(row["spec"], row)
+    return list(seen.values())
+
+
+def failures(rows: Sequence[Row]) -> str:
+    """Which blocks failed, and how."""
+    statuses = {row["spec"]: row["status"] for row in rows if row["status"] in FAILED}
+    names = [f"`{spec}` ({status})" for spec, status in statuses.items()]
+    more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+    return ", ".join(names[:MOST_NAMED]) + more
 
 
 def amount(row: Row, column: str) -> str:
@@ -150,12 +165,15 @@ class Course:
             return "not compared"
         if not self.told:
             return f"not told apart {self.measured}"
+        but = "" if len(self.told) == len(self.meetings) else f" (alike at {self.sizes(0)})"
         if not self.turns:
             everywhere = "everywhere" if self.told[0].sign < 0 else "nowhere"
-            return f"{everywhere} {self.measured}"
+            return f"{everywhere} {self.measured}{but}"
         if self.crossover is None:
-            return f"changes {len(self.turns)} times: cheaper at {self.sizes(-1)}"
-        return f"from about {self.place} on" if self.told[-1].sign < 0 else f"up to about {self.place}"
+            return f"changes {len(self.turns)} times: cheaper at {self.sizes(-1)}{but}"
+        return (
+            f"from about {self.place} on" if self.told[-1].sign < 0 else f"up to about {self.place}"
+        ) + but
 
     def sentence(self, ours: str, theirs: str, column: str) -> str:
         """The same in words."""

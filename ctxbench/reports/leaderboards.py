@@ -8,7 +8,7 @@ from collections import Counter
 from typing import Any
 
 from ctxbench.record import FAILED, GIGA, MEBI, METRICS, MIB, Record, Row
-from ctxbench.reports.contests import CHEAPEST, LATENCY, amount, leaders, named
+from ctxbench.reports.contests import CHEAPEST, LATENCY, amount, failures, leaders, named
 from ctxbench.reports.inputs import group_title, input_facets
 from ctxbench.reports.published import TABLE_3_INPUT, claims
 from ctxbench.tables import MISSING, Column, Table, number
@@ -23,17 +23,17 @@ PRINTED_COLUMNS = {
     "gpu_memory": ("memory_predicted_bytes", MIB),
     "gpu_time": (LATENCY, 1.0),
 }
-MEASURED_BY = ("env_hash", "program_hash")
+MEASURED_BY = {"program_hash": "code", "env_hash": "environment"}
 ORDER = ("batch", "channels", "dtype", "compiled", "mode", "device_name", "env_hash", "spec", "cell_id")
 
 
 def metric_column(name: str, rows: list[Row] | None = None) -> Column[Row]:
     """A measured value; of these rows the lowest stands out, if it is told apart from the others."""
-    best = [row["spec"] for row in leaders(rows or [], name)]
+    best = leaders(rows or [], name)
     return Column(
         METRICS[name].title,
         lambda row: number(scaled(row, name)),
-        best=lambda row: [row["spec"]] == best,
+        best=lambda row: len(best) == 1 and row is best[0],
     )
 
 
@@ -112,13 +112,15 @@ def leaderboards(rows: list[Row], baseline: str | None = None) -> list[Table[Row
     for row in sorted(rows, key=lambda row: (row["pixels"], *(str(row[name]) for name in ORDER))):
         groups.setdefault(leaderboard_key(row), []).append(row)
     found = [leaderboard(members, baseline) for members in groups.values()]
-    titles = Counter(table.title for table in found)
-    return [
-        table
-        if titles[table.title] == 1
-        else dataclasses.replace(table, title=f"{table.title}, {code(table)}")
-        for table in found
-    ]
+    for name in MEASURED_BY:
+        titles = Counter(table.title for table in found)
+        found = [
+            dataclasses.replace(table, title=f"{table.title}, {version(table, name)}")
+            if titles[table.title] > 1
+            else table
+            for table in found
+        ]
+    return found
 
 
 def leaderboard_key(row: Row) -> tuple[Any, ...]:
@@ -129,9 +131,9 @@ def leaderboard_key(row: Row) -> tuple[Any, ...]:
     )
 
 
-def code(table: Table[Row]) -> str:
-    """What tells tables apart that were measured by different versions of the program."""
-    return f"code {(table.rows[0]['program_hash'] or 'unknown')[:6]}"
+def version(table: Table[Row], name: str) -> str:
+    """What tells tables apart that were measured by different versions of the program, or in like environments."""
+    return f"{MEASURED_BY[name]} {str(table.rows[0][name] or 'unknown')[:7]}"
 
 
 def leaderboard(rows: list[Row], baseline: str | None) -> Table[Row]:
@@ -155,7 +157,9 @@ def leaderboard(rows: list[Row], baseline: str | None) -> Table[Row]:
         verdict=verdict(ranked, baseline),
         facets=facets(rows[0]),
         records=lambda row: () if "printed" in row else (row,),
-        cost=lambda row: row[cost],
+        cost=lambda row: None if row["status"] == "invalid" else row[cost],
+        group=lambda row: row["run_id"],
+        kind=lambda row: "published" if "printed" in row else "failed" if row["status"] in FAILED else "",
         ratio=next(iter(ratios), None),
         source=lambda row: row.get("printed"),
     )
@@ -196,11 +200,14 @@ def verdict(rows: list[Row], baseline: str | None) -> str:
     for column, words in reversed(CHEAPEST.items()):
         if not (best := leaders(rows, column)):
             continue
-        part = f"{words}: `{best[0]['spec']}` ({amount(best[0], column)}"
+        both = ", forward and backward" if column == "macs_total" and rows[0]["mode"] == "train" else ""
+        part = f"{words}{both}: `{best[0]['spec']}` ({amount(best[0], column)}"
         if column == LATENCY and (share := best[0]["ratio"]) and best[0]["spec"] != baseline:
             part += f", {number(share, 2)} times that of `{baseline}`"
         tied = [row["spec"] for row in best[1:] if row["spec"] != best[0]["spec"]]
         parts.append(f"{part}){', not told apart from ' + named(tied) if tied else ''}")
+    if failed := failures(rows):
+        parts.append(f"Failed: {failed}")
     return ". ".join(parts) + ("." if parts else "")
 
 
@@ -218,7 +225,8 @@ def columns_for(rows: list[Row], baseline: str | None, cost: str, printed: bool)
     columns = [Column[Row]("block", lambda row: row["spec"], numeric=False)]
     if len({row["run_id"] for row in rows}) > 1 or any(row["runs"] > 1 for row in rows):
         columns.append(Column("run", lambda row: row["run_id"], numeric=False))
-    columns += [metric_column("params"), metric_column("macs", rows)]
+    inference = all(row["mode"] == "infer" for row in rows)
+    columns += [metric_column("params"), metric_column("macs", rows if inference else None)]
     if measured(rows, "macs_fvcore"):
         columns.append(Column(METRICS["macs_fvcore"].title, fvcore))
     if measured(rows, "macs_backward"):
@@ -271,7 +279,7 @@ def notes_on_times(rows: list[Row]) -> list[str]:
     """How fast the machine was by its own measure, and which rows were not timed side by side."""
     notes = []
     if any(row["runs"] > 1 for row in rows):
-        notes.append("Of several runs: the median, ± half the range of their medians.")
+        notes.append("Of several runs: the median of their medians, ± half of what their intervals span.")
     if speeds := [row["reference_gflops"] for row in rows if row["reference_gflops"] is not None]:
         ends = dict.fromkeys(number(speed, 3) for speed in (min(speeds), max(speeds)))
         notes.append(f"The reference matrix product ran at {' to '.join(ends)} GFLOP/s.")

@@ -18,14 +18,11 @@ import jinja2
 from markupsafe import Markup, escape
 
 from ctxbench.record import Record, Row
-from ctxbench.reports.published import Comparison, published_table, related
-from ctxbench.reports.scores import Entry
 from ctxbench.reports.verdicts import Answer
 from ctxbench.tables import Table, printable, prose
 
 if TYPE_CHECKING:
     from ctxbench.figures.style import Picture
-    from ctxbench.reports.report import Report
     from ctxbench.store import Commands
 
 DIGITS = 7  # of floats in the page; the records' files hold all
@@ -45,6 +42,7 @@ class Line:
     best: list[bool]
     records: str
     cost: str
+    run: str
     kind: str
     source: str | None
     link: str | None
@@ -63,7 +61,8 @@ class Board:
         found = []
         for place, column in enumerate(self.table.columns):
             longest = max((len(line.cells[place]) for line in self.lines), default=0)
-            found.append("" if column.numeric else "text long" if longest > SENTENCE else "text")
+            kind = "" if column.numeric else "text long" if longest > SENTENCE else "text"
+            found.append(f"{kind} {column.role}".strip())
         return found
 
     @property
@@ -81,40 +80,13 @@ class Illustration:
     svg: Any  # markup, safe to put into a page
 
 
-def page(report: Report, pictures: Sequence[Picture], more: int = 0, home: str | None = None) -> str:
-    """The report as HTML.
-
-    Args:
-        pictures: the figures to show; more: how many others there are.
-        home: the address of the page that lists the reports of a site.
-    """
-    sections = [(title, tables) for title, tables in report.sections if tables]
-    if claims := related(report.comparisons, report.rows):
-        title = "Published numbers of these blocks and tasks, beside those found here"
-        sections.append(("Published numbers", [published_table(claims, title)]))
-    return render(
-        title_of(report),
-        report.summary,
-        sections,
-        answers=report.answers,
-        illustrations=[illustration(it) for it in pictures],
-        more=more,
-        home=home,
-        method=report.method,
-        specs=list(dict.fromkeys(printable(row["spec"]) for row in report.blocks)),
-        baseline=report.baseline or "",
-        rows=report.rows,
-        commands=report.commands,
-    )
-
-
 def render(
     title: str,
     summary: Sequence[str],
     sections: Sequence[tuple[str, Sequence[Table[Any]]]],
     *,
     answers: Sequence[Answer] = (),
-    illustrations: Sequence[Illustration] = (),
+    pictures: Sequence[Picture] = (),
     more: int = 0,
     home: str | None = None,
     method: Sequence[str] = (),
@@ -126,6 +98,8 @@ def render(
     """Tables in sections, with all that lets a reader choose among them, as one HTML file.
 
     Args:
+        pictures: the figures to show; more: how many others there are.
+        home: the address of the page that lists several of them.
         specs: what the ratios may refer to; baseline: what they do at first.
         rows: the records that rows of tables open to, and that can be downloaded.
         commands: that made them, by run.
@@ -142,7 +116,7 @@ def render(
         summary=summary,
         answers=answers,
         sections=boards,
-        pictures=illustrations,
+        pictures=[illustration(it) for it in pictures],
         more=more,
         method=method,
         choices=choices(it for _, found in boards for it in found),
@@ -153,13 +127,6 @@ def render(
         style=Markup(asset("report.css")),
         script=Markup(script),
         digest=digest,
-    )
-
-
-def title_of(report: Report) -> str:
-    names = list(dict.fromkeys(printable(row["run_id"]) for row in report.rows))
-    return (
-        f"ctxbench: {', '.join(names[:3])}{', …' if len(names) > 3 else ''}" if names else "ctxbench report"
     )
 
 
@@ -192,7 +159,8 @@ def board(table: Table[Any], places: dict[Any, str], runs: dict[Any, list[Row]])
                 [column.best(row) for column in table.columns],
                 ",".join(numbers(table.records(row), places, runs)),
                 "" if cost is None else f"{cost:.{DIGITS}g}",
-                kind_of(row, source is not None),
+                printable(table.group(row)),
+                table.kind(row),
                 source.url if source else None,
                 table.link(row),
             )
@@ -219,18 +187,6 @@ def numbers(rows: Iterable[Row], places: dict[Any, str], runs: dict[Any, list[Ro
         key = row["cell_id"], row["env_hash"], row["code_hash"]
         found += runs[key] if row["runs"] > 1 else [row]
     return [places[identity(row)] for row in found]
-
-
-def kind_of(row: Any, published: bool) -> str:
-    """How a row is to be seen at a glance."""
-    if isinstance(row, Comparison):
-        return {"reproduced": "reproduced", "not reproduced": "differs"}.get(row.state, "unchecked")
-    if published:
-        return "published"
-    if isinstance(row, Entry):
-        return "" if row.done else "failed"
-    failed = isinstance(row, dict) and row["status"] not in ("ok", "skipped")
-    return "failed" if failed else ""
 
 
 def choices(boards: Iterable[Board]) -> dict[str, list[str]]:
@@ -272,10 +228,10 @@ def column(values: list[Any]) -> dict[str, Any]:
 
 
 def command_of(row: Row, commands: Mapping[str, Commands]) -> str | None:
-    """What makes this record again: of a profile the cell alone, of a training the command that was typed."""
+    """What makes this record again: of a profile the cell alone, else the last command before it, undivided."""
     if row["kind"] != "profile":
         typed = [words for begun, words in commands.get(row["run_id"], ()) if begun <= row["created_utc"]]
-        return typed[-1] if typed else None
+        return re.sub(r" --shard[= ]\S+", "", typed[-1]) if typed else None
     words = ["ctxbench", "profile", "--blocks", row["spec"]]
     words += ["--resolutions", f"{row['height']}x{row['width']}", "--channels", str(row["channels"])]
     words += ["--batch", str(row["batch"]), "--modes", row["mode"], "--dtypes", row["dtype"]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -11,8 +12,10 @@ from pathlib import Path
 from statistics import mean
 from typing import Any, Literal
 
+from ctxbench.families import families
 from ctxbench.record import GIGA, MEBI, MIB, Row
-from ctxbench.reports.scores import is_sound
+from ctxbench.reports.contests import LATENCY
+from ctxbench.reports.scores import SCORES, is_sound
 from ctxbench.tables import MISSING, Column, Source, Table, number
 
 TABLE_3_INPUT = {
@@ -23,7 +26,8 @@ TABLE_3_INPUT = {
     "dtype": "float32",
     "compiled": False,
 }
-TOLERANCE = 0.01  # relative; the printed digits allow no finer judgement
+TOLERANCE = 0.01  # relative: counters differ in what they take for nothing, and printed digits are few
+ENOUGH = 3  # seeds, before their range counts
 TIME_TOLERANCE = 0.25  # relative, of the ratio to self-attention: another GPU, another library
 FILES = ("paper", "generation", "mmseg_zoo")
 UNIT = "self-attn"  # what times of different machines are compared by
@@ -31,7 +35,7 @@ UNIT = "self-attn"  # what times of different machines are compared by
 # Published metric of a profile -> column of a record, factor into the printed unit, mode.
 PROFILE_METRICS = {
     "params": ("params", MEBI, None),
-    "macs": ("macs", GIGA, None),
+    "macs": ("macs", GIGA, "infer"),
     "gpu_memory_infer": ("memory_predicted_bytes", MIB, "infer"),
     "gpu_memory_train": ("memory_predicted_bytes", MIB, "train"),
 }
@@ -47,6 +51,7 @@ TITLES = {
     "gpu_memory_train_network": "GPU memory of a training (GB)",
     "mIoU": "mIoU (%)",
 }
+KINDS = {"reproduced": "reproduced", "not reproduced": "differs", "cannot be checked here": "unchecked"}
 State = Literal["reproduced", "not reproduced", "cannot be checked here"]
 
 
@@ -56,8 +61,9 @@ class Claim:
 
     Attributes:
         table: of the source, if it has one; method: the source's name of block or network.
-        spec: the block here, "" if there is none; block: its name.
-        task: "profile", or the task that trains such a network; model: that network, or a GAN's preset.
+        spec: the block here with the options it has there, "" if there is none; block: its name.
+        task: "profile", or the task that trains such a network.
+        model, preset, iterations: the network and the recipe here that are the claim's own; "" if there is none.
         dataset: what it was measured on; metric, unit, value: as printed.
         statistic: which of several numbers of one metric, such as "multi scale"; note: what else is known.
     """
@@ -69,6 +75,8 @@ class Claim:
     spec: str
     task: str
     model: str
+    preset: str
+    iterations: str
     dataset: str
     metric: str
     value: str
@@ -183,31 +191,31 @@ class Evidence:
 
     @cached_property
     def profiles(self) -> list[Row]:
-        """Of the input of the paper's Table 3, in float32."""
-        return [
+        """Of the input of the paper's Table 3, in float32; the latest first."""
+        found = [
             row
             for row in self.rows
             if row["kind"] == "profile"
             and row["status"] in ("ok", "skipped")
             and all(row[name] == value for name, value in TABLE_3_INPUT.items())
         ]
+        return sorted(found, key=lambda row: (row["created_utc"], row["env_hash"]), reverse=True)
 
     @cached_property
     def trainings(self) -> list[Row]:
-        """Of networks on real data."""
+        """Networks trained on data that were not made for a diagnostic, and that can be ranked."""
         return [
             row
             for row in self.rows
             if row["kind"] == "task"
             and row["status"] == "ok"
-            and row["train_iterations"]
             and not row["dataset"].startswith("legend")
             and is_sound(row)
         ]
 
     def compare(self, claim: Claim) -> Comparison:
         """The claim beside what was found, or the reason why nothing was."""
-        if not claim.spec:
+        if claim.block not in families():
             return Comparison(claim, None, reason="this block is not in the suite")
         if claim.task != "profile":
             return self.compare_score(claim)
@@ -221,65 +229,78 @@ class Evidence:
         return Comparison(claim, found, explanation=explanation)
 
     def compare_time(self, claim: Claim) -> Comparison:
-        """By the ratio to self-attention, as the GPU is another one."""
-        mode = TIMES[claim.metric]
-        timed = {
-            row["spec"]: row["latency_ms_median"]
+        """By the ratio to self-attention on the same machine, as the GPU is another one."""
+        if claim.spec == UNIT:
+            return Comparison(claim, None, reason="what the other times are compared by")
+        mode, unit = TIMES[claim.metric], printed_unit(claim)
+        timed = [
+            row
             for row in self.profiles
-            if row["device_type"] == "cuda" and row["mode"] == mode and row["latency_ms_median"]
-        }
-        unit = next(
-            (
-                it
-                for it in claims()
-                if it.spec == UNIT and (it.table, it.metric) == (claim.table, claim.metric)
-            ),
-            None,
-        )
-        if unit is None or claim.spec not in timed or UNIT not in timed:
-            return Comparison(claim, None, reason="no times on a GPU at this input, of it and of self-attn")
-        found = timed[claim.spec] / timed[UNIT] * unit.number
-        reason = "as a multiple of the time of self-attn, which is set equal"
+            if row["device_type"] == "cuda" and row["mode"] == mode and row[LATENCY] is not None
+        ]
+        pairs = [
+            (ours[LATENCY], theirs[LATENCY])
+            for ours in timed
+            for theirs in timed
+            if (ours["spec"], theirs["spec"]) == (claim.spec, UNIT) and ours["env_hash"] == theirs["env_hash"]
+        ]
+        if unit is None or not pairs:
+            return Comparison(claim, None, reason=f"no times of it and of {UNIT} on one GPU at this input")
+        found = pairs[0][0] / pairs[0][1] * unit
+        reason = f"as a multiple of the time of {UNIT}, which is set equal"
         return Comparison(claim, found, TIME_TOLERANCE, reason)
 
     def compare_score(self, claim: Claim) -> Comparison:
-        """With trainings of this block in this network, by the paper's own recipe."""
+        """With trainings of this block in this network, by the claim's own recipe, whole."""
         if claim.metric not in SCORED:
             return Comparison(claim, None, reason="records hold no costs of whole networks")
         if claim.statistic == "test":
             return Comparison(claim, None, reason="the labels are on the benchmark's server")
-        if not claim.model:
-            return Comparison(claim, None, reason="this network is not in the suite")
+        if not claim.preset:
+            return Comparison(claim, None, reason="the suite has no recipe that is known to be its own")
         column, scale = SCORED[claim.metric]
         found = [
             scale * row[column] for row in self.trainings if row[column] is not None and same(row, claim)
         ]
         if not found:
             return Comparison(claim, None, reason=f"no training of it: `{training(claim)}`")
-        best = max(found) if column != "fid" else min(found)
-        middle = best if claim.statistic == "best" else mean(found)
-        return Comparison(claim, middle, reason=seeds(len(found)), spread=(min(found), max(found)))
+        if claim.statistic == "best":
+            best = min(found) if SCORES[column].lower_is_better else max(found)
+            return Comparison(claim, best, reason=f"the best of {seeds(len(found))}")
+        spread = (min(found), max(found)) if len(found) >= ENOUGH else None
+        return Comparison(claim, mean(found), reason=seeds(len(found)), spread=spread)
+
+
+def printed_unit(claim: Claim) -> float | None:
+    """The printed time of self-attention in the claim's table."""
+    like = (claim.source, claim.table, claim.metric, UNIT)
+    found = (it.number for it in claims() if (it.source, it.table, it.metric, it.spec) == like)
+    return next(found, None)
 
 
 def same(row: Row, claim: Claim) -> bool:
-    """Whether a training is of the claim's block, network, data and scoring."""
-    network = (row["preset"] if claim.task == "imagenet" else row["model"]) == claim.model
-    recipe = claim.task == "imagenet" or row["preset"] == "paper"
+    """Whether a training is of the claim's block, network, recipe, length and scoring, from weights like its own.
+
+    Data and first weights are taken for what they are called.
+    """
+    network = not claim.model or row["model"] == claim.model
+    pretrained = claim.task == "imagenet" or row["first_weights"] != "random"
     several = row["scoring"] not in (None, "single")
     return bool(
-        row["task"] == claim.task
-        and row["spec"] == claim.spec
+        (row["task"], row["spec"], row["preset"]) == (claim.task, claim.spec, claim.preset)
+        and str(row["train_iterations"]) == claim.iterations
         and network
-        and recipe
+        and pretrained
         and several == (claim.statistic == "multi scale")
     )
 
 
 def training(claim: Claim) -> str:
     """The command that makes the record a claim is compared with."""
-    if claim.task == "imagenet":
-        return f"ctxbench task imagenet --preset {claim.model} --blocks {claim.spec}"
-    return f"ctxbench task {claim.task} --preset paper --model {claim.model} --blocks {claim.spec}"
+    words = ["ctxbench", "task", claim.task, "--preset", claim.preset]
+    words += ["--model", claim.model, "--backbone", "FILE"] if claim.model else []
+    words += ["--scoring", "ms-flip-softmax"] if claim.statistic == "multi scale" else []
+    return shlex.join([*words, "--blocks", claim.spec])
 
 
 def seeds(count: int) -> str:
@@ -320,14 +341,14 @@ def published_table(comparisons: Sequence[Comparison], title: str, whole: bool =
         Column[Comparison]("printed", lambda it: f"{it.published:,.{it.claim.digits}f}"),
         Column[Comparison]("here", here),
         Column[Comparison]("difference", difference),
-        Column[Comparison]("state", lambda it: it.state, numeric=False),
+        Column[Comparison]("state", lambda it: it.state, numeric=False, role="state"),
     ]
     explained = list(notes(comparisons))
     if whole:
         columns += [
             Column("because", because, numeric=False),
             Column("on", lambda it: it.claim.dataset, numeric=False),
-            Column("source", lambda it: it.claim.origin.name, numeric=False),
+            Column("source", lambda it: it.claim.origin.name, numeric=False, role="source"),
         ]
     else:
         names = dict.fromkeys(f"{it.claim.origin.name}, {it.claim.dataset}" for it in comparisons)
@@ -337,7 +358,14 @@ def published_table(comparisons: Sequence[Comparison], title: str, whole: bool =
             for it in comparisons
             if it.explanation
         ]
-    return Table(title, columns, list(comparisons), explained, source=lambda it: it.claim.origin)
+    return Table(
+        title,
+        columns,
+        list(comparisons),
+        explained,
+        source=lambda it: it.claim.origin,
+        kind=lambda it: KINDS[it.state],
+    )
 
 
 def here(it: Comparison) -> str:
@@ -349,7 +377,7 @@ def difference(it: Comparison) -> str:
 
 
 def because(it: Comparison) -> str:
-    return it.explanation or it.reason or it.claim.note
+    return (it.explanation if not it.agrees else "") or it.reason or it.claim.note
 
 
 def notes(comparisons: Sequence[Comparison]) -> Iterator[str]:
@@ -367,7 +395,10 @@ def notes(comparisons: Sequence[Comparison]) -> Iterator[str]:
             f"within {100 * TIME_TOLERANCE:.0f} %."
         )
     if any(it.claim.metric in SCORED for it in found):
-        yield f"Scores are reproduced within the range of the seeds, widened by {100 * TOLERANCE:.0f} %."
+        yield (
+            f"Scores are reproduced within {100 * TOLERANCE:.0f} % of the mean, or of the range of at least {ENOUGH} "
+            "seeds. Data and first weights are taken for what they are called."
+        )
 
 
 def summary(comparisons: Sequence[Comparison]) -> str:

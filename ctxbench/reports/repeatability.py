@@ -67,7 +67,7 @@ def same_cells(rows: Iterable[Row]) -> list[list[Row]]:
 def pooled(rows: list[Row]) -> list[Row]:
     """One row for a cell that several runs timed with the same code and environment; others as they are.
 
-    Its times are medians over the runs; their intervals are the range over the runs.
+    Its times are medians over the runs; their intervals hold those of all runs.
     """
     others = [row for row in rows if row[LATENCY] is None]
     return others + [together(members) for members in same_cells(rows)]
@@ -92,8 +92,9 @@ def together(rows: list[Row]) -> Row:
         values = [row[name] for row in rows if row[name] is not None]
         pool[name] = median(values) if values else None
     for stem in ("latency_ms", "latency_graph_ms"):
-        values = [row[f"{stem}_median"] for row in rows if row[f"{stem}_median"] is not None]
-        pool |= {f"{stem}_ci_low": min(values, default=None), f"{stem}_ci_high": max(values, default=None)}
+        timed = [row for row in rows if row[f"{stem}_median"] is not None]
+        pool[f"{stem}_ci_low"] = min((row[f"{stem}_ci_low"] for row in timed), default=None)
+        pool[f"{stem}_ci_high"] = max((row[f"{stem}_ci_high"] for row in timed), default=None)
     return rows[-1] | pool
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -15,9 +15,10 @@ from ctxbench.benchmarks import Benchmarks
 from ctxbench.benchmarks import tables as benchmark_tables
 from ctxbench.errors import UsageError
 from ctxbench.record import Row
+from ctxbench.reports.inputs import labelled
 from ctxbench.reports.leaderboards import leaderboards
 from ctxbench.reports.method import ENVIRONMENT, METHOD
-from ctxbench.reports.published import Comparison, checked, compare_all, published_table, summary
+from ctxbench.reports.published import Comparison, checked, compare_all, published_table, related, summary
 from ctxbench.reports.repeatability import pooled, repeatability_table
 from ctxbench.reports.scores import score_tables
 from ctxbench.reports.verdicts import Answer, answers, verdict_tables
@@ -59,7 +60,7 @@ class Report:
         Raises:
             UsageError: for a baseline that no record has.
         """
-        rows = reading.rows
+        rows = labelled(reading.rows)
         chosen = choose_baseline(rows, baseline)
         return cls(
             rows,
@@ -123,8 +124,8 @@ class Report:
 
     @property
     def tables(self) -> list[Table[Any]]:
-        """All that is not too long for a terminal."""
-        return [*self.leaderboards, *self.verdicts, *self.published, *self.repeatability]
+        """All that a terminal shows."""
+        return [*self.published, *self.leaderboards, *self.verdicts, *self.repeatability]
 
     def write(self, out: Path, home: str | None = None) -> Path:
         """Write `index.html`, `report.md` and `figures/`; returns the page's path.
@@ -136,9 +137,7 @@ class Report:
             UsageError: if `out` cannot be a folder.
             WriteError: if a file cannot be written.
         """
-        from ctxbench.reports.page import page
-
-        folder = self.figures_folder(out)
+        folder = make_folder(out / "figures")
         pictures = self.pictures()
         shown = pictures[:MOST_FIGURES]
         sweep(folder, {it.name for it in shown})
@@ -146,7 +145,7 @@ class Report:
             write_atomically(folder / f"{picture.name}.svg", picture.svg)
             write_atomically(folder / f"{picture.name}.png", picture.png())
         write_atomically(out / "report.md", self.markdown(shown))
-        write_atomically(out / "index.html", page(self, shown, len(pictures) - len(shown), home))
+        write_atomically(out / "index.html", self.html(shown, len(pictures) - len(shown), home))
         return out / "index.html"
 
     def write_figures(self, out: Path) -> Path:
@@ -156,7 +155,7 @@ class Report:
             UsageError: if `out` cannot be a folder.
             WriteError: if a file cannot be written.
         """
-        folder = self.figures_folder(out)
+        folder = make_folder(out / "figures")
         pictures = self.pictures()
         sweep(folder, {it.name for it in pictures})
         for picture in pictures:
@@ -164,13 +163,6 @@ class Report:
             write_atomically(folder / f"{picture.name}.pdf", picture.pdf())
             write_atomically(folder / f"{picture.name}.png", picture.png(dpi=300))
         return folder
-
-    def figures_folder(self, out: Path) -> Path:
-        try:
-            (out / "figures").mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UsageError(f"cannot write to {out}: {error.strerror}; choose another with --out") from None
-        return out / "figures"
 
     def pictures(self) -> list[Picture]:
         """All figures that the records allow, the most telling first; not drawn yet."""
@@ -195,6 +187,43 @@ class Report:
         parts += [f"![{escape_markdown(it.caption)}](figures/{it.name}.png)\n" for it in pictures]
         parts += ["## How it was measured", "", *bullets(self.method)]
         return "\n".join(parts).rstrip() + "\n"
+
+    def html(self, pictures: Sequence[Picture], more: int = 0, home: str | None = None) -> str:
+        """The page.
+
+        Args:
+            pictures: the figures to show; more: how many others there are.
+            home: the address of the page that lists the reports of a site.
+        """
+        from ctxbench.reports.page import render
+
+        sections = [(title, tables) for title, tables in self.sections if tables]
+        if claims := related(self.comparisons, self.rows):
+            title = "Published numbers of these blocks and tasks, beside those found here"
+            sections.append(("Published numbers", [published_table(claims, title)]))
+        return render(
+            self.title,
+            self.summary,
+            sections,
+            answers=self.answers,
+            pictures=pictures,
+            more=more,
+            home=home,
+            method=self.method,
+            specs=list(dict.fromkeys(row["spec"] for row in self.blocks)),
+            baseline=self.baseline or "",
+            rows=self.rows,
+            commands=self.commands,
+        )
+
+    @property
+    def title(self) -> str:
+        names = list(dict.fromkeys(row["run_id"] for row in self.rows))
+        return (
+            f"ctxbench: {', '.join(names[:3])}{', …' if len(names) > 3 else ''}"
+            if names
+            else "ctxbench report"
+        )
 
     @property
     def sections(self) -> list[tuple[str, list[Table[Any]]]]:
@@ -255,6 +284,19 @@ def choose_baseline(rows: list[Row], wanted: str | None) -> str | None:
     return DEFAULT_BASELINE if wanted is None and DEFAULT_BASELINE in specs else wanted
 
 
+def make_folder(folder: Path) -> Path:
+    """The folder, which is there then.
+
+    Raises:
+        UsageError: if it cannot be.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"cannot write to {folder}: {error.strerror}; choose another with --out") from None
+    return folder
+
+
 def sweep(folder: Path, names: set[str]) -> None:
     """Remove figures of ours that are not among these any more."""
     for old in folder.glob("*"):
@@ -272,5 +314,4 @@ def tables_of(rows: list[Row], baseline: str | None = None) -> list[Table[Any]]:
     Raises:
         UsageError: for a baseline that no row has.
     """
-    report = Report(rows, baseline=choose_baseline(rows, baseline))
-    return [*report.published, *report.leaderboards, *report.repeatability]
+    return Report(labelled(rows), baseline=choose_baseline(rows, baseline)).tables

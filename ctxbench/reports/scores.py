@@ -147,6 +147,7 @@ def natural(value: Any) -> list[tuple[float, str]]:
 
 def score_table(rows: list[Row]) -> Table[Entry]:
     entries, metric = entries_of(rows), metric_of(rows)
+    column, unit = training_time(entries)
     best = [it.spec for it in leading(entries, metric)]
     others = SEGMENTED if metric in SEGMENTED else GENERATED
     names = [name for name in others if name != metric and any(row[name] is not None for row in rows)]
@@ -156,7 +157,7 @@ def score_table(rows: list[Row]) -> Table[Entry]:
         replace(score_column(metric), best=lambda it: [it.spec] == best),
         Column[Entry]("seeds from - to", lambda it: ends(it, metric)),
         *map(score_column, names),
-        Column[Entry]("CPU time (s)", lambda it: number(it.middle("train_cpu_s"), 3)),
+        Column[Entry](f"{unit} (s)", lambda it: number(it.middle(column), 3)),
     ]
     if any(flags(it) for it in entries):
         columns.append(Column("flags", flags, numeric=False))
@@ -167,7 +168,14 @@ def score_table(rows: list[Row]) -> Table[Entry]:
         notes(rows, metric),
         verdict=" ".join(ties(entries, metric)),
         records=lambda it: it.rows,
+        kind=lambda it: "" if it.done else "failed",
     )
+
+
+def training_time(entries: list[Entry]) -> tuple[str, str]:
+    """The column that says how long trainings took, and its name: on a CPU what others leave is not counted."""
+    cuda = any(row["device_type"] == "cuda" for entry in entries for row in entry.rows)
+    return ("train_s", "training time") if cuda else ("train_cpu_s", "CPU time")
 
 
 def score_column(name: str) -> Column[Entry]:

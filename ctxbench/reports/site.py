@@ -6,16 +6,18 @@ import itertools
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ctxbench.benchmarks import Benchmarks
+from ctxbench.benchmarks import tables as benchmark_tables
 from ctxbench.record import FAILED, Row
 from ctxbench.reports.contests import LATENCY, amount, interval
 from ctxbench.reports.inputs import input_facets, machine
 from ctxbench.reports.page import render
 from ctxbench.reports.published import compare_all, published_table, summary
-from ctxbench.reports.report import Report
+from ctxbench.reports.report import Report, make_folder
 from ctxbench.store import Reading, write_atomically
 from ctxbench.tables import MISSING, Column, Table, number
 
@@ -24,7 +26,7 @@ PUBLISHED = "published.html"
 
 
 @dataclass(frozen=True)
-class Entry:
+class Member:
     """One run of the site, in a folder of its own."""
 
     name: str
@@ -51,31 +53,34 @@ class Entry:
         return sum(row["status"] in FAILED for row in self.report.rows)
 
 
-def write_site(reading: Reading, out: Path, baseline: str | None = None) -> Path:
+def write_site(
+    reading: Reading, out: Path, baseline: str | None = None, benchmarks: Sequence[Benchmarks] = ()
+) -> Path:
     """Write `index.html`, `published.html` and a folder for each run; returns the index.
 
     Raises:
         UsageError: if `out` cannot be a folder.
         WriteError: if a file cannot be written.
     """
-    whole = Report.of(reading)
-    entries = []
+    whole = Report.of(reading, baseline, benchmarks)
+    members = []
     for name, folder in zip(reading.names, folder_names(reading.names), strict=True):
-        own = [row for row in whole.rows if row["run_id"] == name]
-        specs = {row["spec"] for row in own if row["kind"] != "task"}
-        chosen = baseline if baseline in specs else whole.baseline if whole.baseline in specs else None
-        found = replace(whole, rows=own, unreadable=[], missing=0, baseline=chosen)
+        own = reading.of_run(name)
+        specs = {record.spec for record in own.records if record.kind != "task"}
+        found = Report.of(own, whole.baseline if whole.baseline in specs else None)
         found.write(out / folder, home="../index.html")
-        entries.append(Entry(name, folder, found))
+        members.append(Member(name, folder, found))
+    make_folder(out)
     comparisons = compare_all(whole.rows)
     everything = published_table(comparisons, "All published numbers")
     published = render(
         "Published numbers", [summary(comparisons)], [("Published numbers", [everything])], home="index.html"
     )
     write_atomically(out / PUBLISHED, published)
-    across = across_machines(whole.blocks, baseline or whole.baseline)
-    sections: list[tuple[str, Sequence[Table[Any]]]] = [("Reports", [list_of(entries)])]
+    across = across_machines(whole.blocks, whole.baseline)
+    sections: list[tuple[str, Sequence[Table[Any]]]] = [("Reports", [list_of(members)])]
     sections += [("Across machines", across)] if across else []
+    sections += [("Benchmarks", benchmark_tables(list(benchmarks)))] if benchmarks else []
     sections.append(("Published numbers", [by_source(comparisons)]))
     index = render(
         "ctxbench",
@@ -99,18 +104,18 @@ def folder_names(names: Sequence[str]) -> list[str]:
     return found
 
 
-def list_of(entries: Sequence[Entry]) -> Table[Entry]:
+def list_of(members: Sequence[Member]) -> Table[Member]:
     columns = [
-        Column[Entry]("report", lambda it: it.name, numeric=False),
-        Column[Entry]("what", lambda it: it.what or MISSING, numeric=False),
-        Column[Entry]("machine", lambda it: it.machines, numeric=False),
-        Column[Entry]("records", lambda it: number(len(it.report.rows))),
-        Column[Entry]("failed", lambda it: number(it.failed)),
-        Column[Entry](
+        Column[Member]("report", lambda it: it.name, numeric=False),
+        Column[Member]("what", lambda it: it.what or MISSING, numeric=False),
+        Column[Member]("machine", lambda it: it.machines, numeric=False),
+        Column[Member]("records", lambda it: number(len(it.report.rows))),
+        Column[Member]("failed", lambda it: number(it.failed)),
+        Column[Member](
             "last", lambda it: max((row["created_utc"][:10] for row in it.report.rows), default=MISSING)
         ),
     ]
-    return Table("One for each run", columns, list(entries), link=lambda it: f"{it.folder}/index.html")
+    return Table("One for each run", columns, list(members), link=lambda it: f"{it.folder}/index.html")
 
 
 def across_machines(rows: Sequence[Row], baseline: str | None) -> list[Table[str]]:

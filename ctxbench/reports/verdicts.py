@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 from ctxbench.record import FAILED, Row
-from ctxbench.reports.contests import CONTROL, LATENCY, Course, amount, course, leaders, named
+from ctxbench.reports.contests import CONTROL, LATENCY, Course, amount, course, failures, leaders, named
 from ctxbench.reports.inputs import input_facets
-from ctxbench.reports.scores import Entry, entries_of, groups_of, leading, metric_of, ties, title_of
+from ctxbench.reports.scores import (
+    SCORES,
+    Entry,
+    entries_of,
+    flags,
+    groups_of,
+    leading,
+    metric_of,
+    ties,
+    title_of,
+    training_time,
+)
 from ctxbench.tables import MISSING, Column, Table
 
 QUESTIONS = {"macs_total": "fewest MACs", "memory_predicted_bytes": "least memory", LATENCY: "fastest"}
 OVERTAKING = {"macs_total": "fewer MACs", "memory_predicted_bytes": "less memory", LATENCY: "faster"}
-MOST_ANSWERS = 8
+MOST_ANSWERS = 5  # of a kind
 Key = tuple[Any, ...]
 
 
@@ -24,7 +36,7 @@ class Scene:
 
     rows: list[Row]
 
-    @property
+    @cached_property
     def facets(self) -> dict[str, str]:
         measured = [row for row in self.rows if not row["estimated"]]
         return input_facets((measured or self.rows)[0])
@@ -33,7 +45,7 @@ class Scene:
     def title(self) -> str:
         return ", ".join(self.facets.values())
 
-    @property
+    @cached_property
     def sizes(self) -> dict[tuple[int, int], list[Row]]:
         """The rows of each resolution, by rising pixels."""
         found: dict[tuple[int, int], list[Row]] = {}
@@ -41,13 +53,20 @@ class Scene:
             found.setdefault((row["height"], row["width"]), []).append(row)
         return found
 
-    @property
+    @cached_property
     def columns(self) -> list[str]:
         """What there is to compare."""
         return [name for name in QUESTIONS if any(leaders(rows, name) for rows in self.sizes.values())]
 
+    @cached_property
+    def specs(self) -> dict[str, list[Row]]:
+        found: dict[str, list[Row]] = {}
+        for row in self.rows:
+            found.setdefault(row["spec"], []).append(row)
+        return found
+
     def of(self, spec: str) -> list[Row]:
-        return [row for row in self.rows if row["spec"] == spec]
+        return self.specs.get(spec, [])
 
     def course(self, ours: str, theirs: str, column: str) -> Course:
         return course(self.of(ours), self.of(theirs), column)
@@ -56,8 +75,8 @@ class Scene:
 def scenes(rows: Sequence[Row]) -> list[Scene]:
     """One for each machine, mode, width, batch and precision; the largest first.
 
-    What is estimated holds on every machine, and completes what was measured there. Of a cell that was
-    measured by several versions of the program the latest counts.
+    What is estimated holds on every machine, and completes what was measured there. Of several records of a
+    cell the latest counts that did not fail.
     """
     estimated: dict[Key, list[Row]] = {}
     measured: dict[Key, list[Row]] = {}
@@ -74,8 +93,11 @@ def scenes(rows: Sequence[Row]) -> list[Scene]:
 
 
 def one_each(rows: list[Row]) -> list[Row]:
-    """The last row of each block and resolution."""
-    return list({(row["spec"], row["height"], row["width"]): row for row in rows}.values())
+    """The row that counts of each block and resolution."""
+    ordered = sorted(
+        rows, key=lambda row: (row["status"] not in FAILED, not row["estimated"], row["created_utc"])
+    )
+    return list({(row["spec"], row["height"], row["width"]): row for row in ordered}.values())
 
 
 def cheapest(scene: Scene) -> Table[list[Row]]:
@@ -98,7 +120,7 @@ def cheapest(scene: Scene) -> Table[list[Row]]:
         f"Cheapest at each resolution: {scene.title}",
         [size, *map(winner, scene.columns)],
         [rows for rows in scene.sizes.values() if any(leaders(rows, name) for name in scene.columns)],
-        [note],
+        [note, *failed_notes(scene)],
         facets=scene.facets,
     )
 
@@ -115,7 +137,7 @@ def overtaking(scene: Scene, baseline: str) -> Table[str]:
     notes = [
         "Between two resolutions the costs are taken as powers of the number of pixels; times count as "
         "different where their intervals do not overlap. Nothing is said beyond what was measured.",
-        *failures(scene, baseline),
+        *failed_notes(scene),
     ]
     return Table(
         f"Where each block is cheaper than {baseline}: {scene.title}",
@@ -126,11 +148,11 @@ def overtaking(scene: Scene, baseline: str) -> Table[str]:
     )
 
 
-def failures(scene: Scene, baseline: str) -> list[str]:
-    """Where the baseline itself did not run."""
-    found = [row for row in scene.of(baseline) if row["status"] in FAILED]
-    places = ", ".join(f"{row['height']}x{row['width']} ({row['status']})" for row in found)
-    return [f"`{baseline}` failed at {places}."] if found else []
+def failed_notes(scene: Scene) -> list[str]:
+    """Where which blocks did not run."""
+    found = [(f"{h}x{w}", failures(rows)) for (h, w), rows in scene.sizes.items()]
+    said = "; ".join(f"at {size}: {names}" for size, names in found if names)
+    return [f"Failed {said}."] if said else []
 
 
 def verdict_tables(rows: Sequence[Row], baseline: str | None) -> list[Table[Any]]:
@@ -153,11 +175,15 @@ class Answer(NamedTuple):
 
 def answers(rows: Sequence[Row], trained: Sequence[Row], baseline: str | None) -> list[Answer]:
     """A few sentences on scores, then on costs."""
-    found = [Answer(title_of(rows[0]), worth(rows)) for rows in groups_of(list(trained))]
-    found += [Answer(scene.title, in_short(scene, baseline)) for scene in scenes(rows)]
-    found = [it for it in found if it.said]
-    more = len(found) - MOST_ANSWERS
-    return found[:MOST_ANSWERS] + ([Answer(f"{more} more", "see below.")] if more > 0 else [])
+    scores = (Answer(title_of(rows[0]), worth(rows)) for rows in groups_of(list(trained)))
+    costs = (Answer(scene.title, in_short(scene, baseline)) for scene in scenes(rows))
+    return [*first(scores, "scores"), *first(costs, "costs")]
+
+
+def first(found: Iterable[Answer], kind: str) -> list[Answer]:
+    said = [it for it in found if it.said]
+    more = [Answer(f"{kind.capitalize()}, {len(said) - MOST_ANSWERS} more", "see below.")]
+    return said[:MOST_ANSWERS] + (more if len(said) > MOST_ANSWERS else [])
 
 
 def in_short(scene: Scene, baseline: str | None) -> str:
@@ -176,15 +202,32 @@ def in_short(scene: Scene, baseline: str | None) -> str:
 
 
 def worth(rows: list[Row]) -> str:
-    """What the seeds say of who is best, and which of the best costs least to train."""
+    """What the seeds say of who is best, what must be known of it, and which blocks are worth their cost."""
     entries, metric = entries_of(rows), metric_of(rows)
-    return " ".join([*ties(entries, metric), *least_trained(leading(entries, metric))])
+    best = leading(entries, metric)
+    doubts = [f"`{best[0].spec}`: {flags(best[0])}."] if best and flags(best[0]) else []
+    return " ".join([*ties(entries, metric), *doubts, *worthwhile(entries, metric)])
 
 
-def least_trained(best: list[Entry]) -> list[str]:
-    """Of blocks that the seeds do not tell apart, the one that took least time to train."""
-    timed = [(cost, entry) for entry in best if (cost := entry.middle("train_cpu_s"))]
-    if len(timed) < 2:
+def worthwhile(entries: list[Entry], metric: str) -> list[str]:
+    """Blocks such that none has both a better mean score and a shorter training."""
+    column, unit = training_time(entries)
+    timed = [
+        (cost, score, entry)
+        for entry in entries
+        if entry.sound and (score := entry.middle(metric)) is not None and (cost := entry.middle(column))
+    ]
+    sign = 1 if SCORES[metric].lower_is_better else -1
+    timed.sort(key=lambda it: (it[0], sign * it[1], it[2].spec))
+    frontier = [
+        (cost, score, entry)
+        for place, (cost, score, entry) in enumerate(timed)
+        if all(sign * score < sign * other for _, other, _ in timed[:place])
+    ]
+    if len(timed) < 3:
         return []
-    cost, entry = min(timed, key=lambda it: (it[0], it[1].spec))
-    return [f"Of these `{entry.spec}` took the least CPU time to train ({cost:,.0f} s)."]
+    named = ", ".join(
+        f"`{entry.spec}` ({SCORES[metric].with_unit(score)} for {cost:,.0f} s)"
+        for cost, score, entry in frontier
+    )
+    return [f"Worth their {unit}, by the means: {named}."]

@@ -102,18 +102,10 @@ function showRecord(place, record) {
   }
 }
 
-async function toggle(button) {
-  const row = button.closest("tr");
-  const open = button.getAttribute("aria-expanded") === "true";
-  button.setAttribute("aria-expanded", String(!open));
-  if (open) {
-    row.nextElementSibling.remove();
-    return;
-  }
+async function detailOf(row) {
   const detail = make("tr", "", { class: "detail" });
   const cell = make("td", "", { colspan: row.children.length });
   detail.append(cell);
-  row.after(detail);
   const data = await records();
   const found = row.dataset.records.split(",").map((number) => recordOf(data, Number(number)));
   const place = make("div");
@@ -132,6 +124,7 @@ async function toggle(button) {
   }
   showRecord(place, found[0]);
   cell.append(place);
+  return detail;
 }
 
 // Tables: sorted by what the cells say; missing values always last.
@@ -150,6 +143,7 @@ class Board {
     this.texts = this.rows.map((row) => row.textContent.toLowerCase());
     this.order = this.rows.map((_, index) => index);
     this.all = this.rows.length <= SHOWN_AT_FIRST;
+    this.details = new Map(); // of the rows that are open
     this.matching = this.order;
     find("thead th", this.table).forEach((head, column) => {
       const button = make("button", head.textContent, { type: "button" });
@@ -160,6 +154,7 @@ class Board {
       if (!row.dataset.records) continue;
       const head = row.cells[0];
       const button = make("button", head.textContent, { type: "button", "aria-expanded": "false", title: head.textContent });
+      button.addEventListener("click", () => this.toggle(row, button));
       head.replaceChildren(button);
     }
     this.more = make("button", "", { type: "button", class: "more" });
@@ -199,31 +194,42 @@ class Board {
     const shown = this.all ? this.matching : this.matching.slice(0, SHOWN_AT_FIRST);
     this.body.replaceChildren(...shown.flatMap((index) => {
       const row = this.rows[index];
-      const detail = this.detailOf(row);
-      return detail ? [row, detail] : [row];
+      return this.details.has(row) ? [row, this.details.get(row)] : [row];
     }));
     this.more.hidden = shown.length === this.matching.length;
     this.more.textContent = "Show all " + this.matching.length.toLocaleString("en") + " rows";
   }
 
-  detailOf(row) {
-    const button = row.cells[0].querySelector("button[aria-expanded=true]");
-    const next = row.nextElementSibling;
-    return button && next?.className === "detail" ? next : null;
+  async toggle(row, button) {
+    const open = this.details.has(row);
+    button.setAttribute("aria-expanded", String(!open));
+    if (open) {
+      this.details.get(row).remove();
+      this.details.delete(row);
+      return;
+    }
+    const detail = make("tr", "", { class: "detail" });
+    this.details.set(row, detail);
+    detail.replaceChildren(...(await detailOf(row)).children);
+    if (this.details.get(row) === detail && row.isConnected) row.after(detail);
   }
 
-  relate(baseline) {
-    const column = Number(this.table.dataset.ratio);
+  // Each within its own run; as they were written for the baseline that they were written for.
+  relate(baseline, initial) {
     if (!("ratio" in this.table.dataset)) return;
+    const column = Number(this.table.dataset.ratio);
+    this.written ??= this.rows.map((row) => row.cells[column].textContent);
     const name = (row) => row.cells[0].querySelector("button")?.textContent ?? row.cells[0].textContent;
-    const unit = Number(this.rows.find((row) => name(row) === baseline && row.dataset.cost)?.dataset.cost);
+    const units = new Map();
+    for (const row of this.rows) if (name(row) === baseline && row.dataset.cost) units.set(row.dataset.run, Number(row.dataset.cost));
     const head = this.table.tHead.rows[0].cells[column].querySelector("button");
-    head.textContent = head.textContent.replace(/ \/ .*$/s, "") + " / " + baseline;
-    for (const row of this.rows) {
-      if (row.dataset.kind === "published") { row.cells[column].textContent = "–"; continue; }
-      const ratio = Number(row.dataset.cost) / unit;
-      row.cells[column].textContent = row.dataset.cost && unit ? String(Number(ratio.toPrecision(3))) : "–";
-    }
+    this.title ??= head.textContent;
+    head.textContent = baseline === initial ? this.title : this.title.slice(0, this.title.indexOf(" / ")) + " / " + baseline;
+    this.rows.forEach((row, index) => {
+      const ratio = Number(row.dataset.cost) / units.get(row.dataset.run);
+      const text = row.dataset.cost && ratio ? String(Number(ratio.toPrecision(3))) : "–";
+      row.cells[column].textContent = baseline === initial ? this.written[index] : text;
+    });
   }
 }
 
@@ -276,14 +282,11 @@ function start() {
   for (const select of choices) select.addEventListener("change", () => choose(select));
   byId("states").addEventListener("change", apply);
   byId("search").addEventListener("input", apply);
-  byId("baseline")?.addEventListener("change", (event) => boards.forEach((board) => { board.relate(event.target.value); }));
+  const initial = byId("baseline")?.value;
+  byId("baseline")?.addEventListener("change", (event) => boards.forEach((board) => { board.relate(event.target.value, initial); }));
   byId("csv")?.addEventListener("click", () => download("csv"));
   byId("json")?.addEventListener("click", () => download("json"));
   byId("tools").addEventListener("submit", (event) => event.preventDefault());
-  document.addEventListener("click", (event) => {
-    const button = event.target.closest?.("tbody th button[aria-expanded]");
-    if (button) toggle(button);
-  });
 
   const sized = faceted.filter((board) => "resolution" in board.section.dataset);
   if (sized.length > FEW_TABLES) {
