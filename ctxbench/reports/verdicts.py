@@ -230,4 +230,4 @@ def worthwhile(entries: list[Entry], metric: str) -> list[str]:
         f"`{entry.spec}` ({SCORES[metric].with_unit(score)} for {cost:,.0f} s)"
         for cost, score, entry in frontier
     )
-    return [f"Worth their {unit}, by the means: {named}."]
+    return [f"Frontier of score and {unit}, by the means: {named}."]
