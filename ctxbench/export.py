@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 from ctxbench.errors import UsageError
 from ctxbench.record import Record, Row
 from ctxbench.reports.latex import latex
+from ctxbench.reports.report import tables_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -40,7 +41,7 @@ def export(rows: list[Row], format: str, baseline: str | None = None) -> str | b
     if format not in FORMATS:
         raise UsageError(f"no format {format!r}; there are: {', '.join(FORMATS)}")
     if format == "latex":
-        return latex(rows, baseline)
+        return latex(tables_of(rows, baseline))
     ordered = sorted(rows, key=lambda row: [row[name] for name in ORDER])
     return WRITERS[format]([{name: row[name] for name in COLUMNS} for row in ordered])
 
@@ -85,7 +86,7 @@ def typed(values: list[Any], name: str) -> pd.Series[Any]:
     import pandas as pd
 
     kind = scalar(Record.model_fields[name].annotation)
-    if kind is int and any(abs(value or 0) > LARGEST_INT64 for value in values):
+    if kind is int and any(not -LARGEST_INT64 - 1 <= (value or 0) <= LARGEST_INT64 for value in values):
         values = [None if value is None else float(value) for value in values]
         kind = float
     return pd.Series(values, dtype=DTYPES[kind])

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 SCHEMA_VERSION: Literal[1] = 1
 LARGEST_COUNT = 10**30
 LONGEST_NUMBER = 40  # digits
+DEEPEST = 50  # nesting of JSON in a column
 
 Status = Literal["ok", "skipped", "oom", "timeout", "crashed", "error", "invalid"]
 FAILED: tuple[Status, ...] = ("oom", "timeout", "crashed", "error", "invalid")
@@ -182,6 +183,8 @@ class Record(BaseModel):
             text = getattr(self, name)
             if name.endswith("_json") and text is not None:
                 value = JSON.decode(text)
+                if text.count("[") + text.count("{") > DEEPEST and depth(value) > DEEPEST:
+                    raise ValueError(f"{name} is nested too deeply")
                 if not isinstance(value, list if name.endswith("samples_json") else dict):
                     raise ValueError(f"{name} holds JSON of another kind")
         return self
@@ -223,6 +226,15 @@ def _bounded(digits: str) -> int:
     if len(digits) > LONGEST_NUMBER:
         raise ValueError(f"a number of {len(digits)} digits")
     return int(digits)
+
+
+def depth(value: Any) -> int:
+    """How deeply lists and objects are nested in a value of JSON."""
+    found, level = 0, [value]
+    while level := [it for it in level if isinstance(it, (list, dict))]:
+        found += 1
+        level = [inner for it in level for inner in (it.values() if isinstance(it, dict) else it)]
+    return found
 
 
 JSON = json.JSONDecoder(parse_constant=_refuse_constant, parse_int=_bounded)

@@ -207,20 +207,26 @@ class Reading:
             UsageError: for a folder that holds no run.
         """
         stores = [RunStore.open(folder) for folder in folders]
-        records: dict[tuple[str, ...], Record] = {}
+        records: dict[tuple[Any, ...], Record] = {}
         unreadable, absent = [], dict[str, int]()
         unique = {store.folder.resolve(): store for store in stores}
+        unique = dict(
+            sorted(unique.items(), key=lambda it: (it[0].name, it[0]))
+        )  # whatever the order they came in
         names = telling_names(list(unique))
         for name, store in zip(names, unique.values(), strict=True):
             found, damaged = store.read()
             for it in found:
-                same = (it.cell_id, it.env_hash, it.created_utc, it.rounds_id or "")  # in a copied folder
+                same = tuple(value for key, value in it if key != "run_id")  # in a copied folder
                 records.setdefault(same, it if it.run_id == name else it.model_copy(update={"run_id": name}))
             unreadable += damaged
             absent[name] = len(store.planned() - {it.cell_id for it in found})
         places = {name: store.folder for name, store in zip(names, unique.values(), strict=True)}
         typed = {name: store.typed() for name, store in zip(names, unique.values(), strict=True)}
-        return cls(list(records.values()), unreadable, absent, tuple(names), places, typed)
+        ordered = sorted(
+            records.values(), key=lambda it: (it.created_utc, it.run_id, it.cell_id, it.env_hash)
+        )
+        return cls(ordered, unreadable, absent, tuple(names), places, typed)
 
     def of_run(self, name: str) -> Reading:
         """What one of the folders holds, and the others do not hold as well."""
@@ -262,7 +268,8 @@ def telling_names(folders: list[Path]) -> list[str]:
         names = ["/".join(folder.parts[-count:]) for folder in folders]
         if len(set(names)) == len(names):
             break
-    return [name.removeprefix("//") for name in names] if folders else []
+    told = [name.removeprefix("//") for name in names] if folders else []
+    return [name.encode(errors="replace").decode() for name in told]
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
@@ -271,7 +278,7 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     Raises:
         WriteError: naming the path and the reason.
     """
-    data = content.encode() if isinstance(content, str) else content
+    data = content.encode(errors="replace") if isinstance(content, str) else content
     temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}-{secrets.token_hex(4)}")
     try:
         with temporary.open("wb") as file:

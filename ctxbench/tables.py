@@ -130,4 +130,4 @@ def markdown_prose(text: str) -> str:
 def escape_markdown(text: str) -> str:
     """One line of text that neither ends a table cell nor starts HTML or emphasis."""
     text = re.sub(" +", " ", printable(text))
-    return re.sub(r"[&<>|]", lambda mark: f"&#{ord(mark[0])};", re.sub(r"([\\`*_\[\]~$])", r"\\\1", text))
+    return re.sub(r"[&<>|]", lambda mark: f"&#{ord(mark[0])};", re.sub(r"([\\`*_\[\]~$#@])", r"\\\1", text))

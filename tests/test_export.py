@@ -331,7 +331,8 @@ def test_latex_has_a_table_for_each_leaderboard_with_caption_and_notes() -> None
     ]
     latex = text_of(rows, "latex")
     assert latex.startswith(r"% Needs \usepackage{booktabs}")
-    assert latex.count(r"\toprule") == latex.count(r"\midrule") == latex.count(r"\bottomrule") == 2
+    assert latex.count(r"\toprule") == latex.count(r"\midrule") == latex.count(r"\bottomrule") == 5
+    assert [rf"\label{{tab:ctxbench-{number}}}" in latex for number in range(1, 7)] == [True] * 5 + [False]
     assert r"\caption{1x16x16x16, inference, float32, a processor, 1 thread, torch 2.13.0}" in latex
     assert r"4 $\pm$2.5\%" in latex
     assert "All counted MACs equal the closed form." in latex
@@ -358,7 +359,8 @@ def test_latex_shows_ratios_to_the_baseline() -> None:
         make_record(cell_id=cell(2), spec="ham-nmf", latency_ms_median=8.0).row,
     ]
     assert "latency / self-attn" in str(export(rows, "latex", baseline="self-attn"))
-    assert "latency /" not in str(export(rows, "latex"))
+    assert "latency / self-attn" in str(export(rows, "latex")), "as in a report"
+    assert "latency / ham-nmf" in str(export(rows, "latex", baseline="ham-nmf"))
 
 
 @pytest.mark.parametrize("rows", [[], [measured(1)]], ids=["no record", "another"])

@@ -65,6 +65,6 @@ def test_the_wheel_estimates_the_papers_table_from_an_empty_folder(installed: Pa
         sys.executable, "-m", "ctxbench", "profile", "--preset", "paper", "--estimate", "--out", "run",
         cwd=tmp_path, PYTHONPATH=str(installed),
     )  # fmt: skip
-    assert "agrees" in shown
+    assert "reproduced" in shown
     run(sys.executable, "-m", "ctxbench", "report", "run", cwd=tmp_path, PYTHONPATH=str(installed))
     assert (tmp_path / "report" / "index.html").stat().st_size > 10_000

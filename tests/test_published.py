@@ -206,8 +206,8 @@ def test_scores_of_another_network_recipe_or_data_are_not_compared(other: dict[s
 def test_a_training_that_is_missing_is_named_by_its_command() -> None:
     reasons = {it.reason for it in compare_all([])}
     assert (
-        "no training of it: `ctxbench task voc --preset paper --model hamnet-voc-r50 --backbone FILE "
-        "--blocks 'ham-nmf[version=v2]'`" in reasons
+        "no training of it: ctxbench task voc --preset paper --model hamnet-voc-r50 --backbone FILE "
+        "--blocks 'ham-nmf[version=v2]'" in reasons
     )
 
 

@@ -140,11 +140,13 @@ def test_a_file_in_the_sites_place_is_the_users_mistake(tmp_path: Path) -> None:
 def test_badges_say_what_a_block_costs_as_a_multiple(tmp_path: Path) -> None:
     rows = Report.of(both(tmp_path)).blocks
     text = write_badges(rows, "self-attn", tmp_path / "out").read_text(encoding="utf-8")
-    assert "| ham-nmf | ![0.25x](badges/ham-nmf-macs.svg) |" in text
+    assert "| ham-nmf | ![0.25x self-attn](badges/ham-nmf-macs.svg) |" in text
     assert "at 16x16" in text
     for path in (tmp_path / "out" / "badges").iterdir():
         image = ElementTree.parse(path).getroot()
-        assert image.attrib["aria-label"].endswith(": 0.25x")
+        about = image.attrib["aria-label"]
+        assert about.startswith("ham-nmf: ")
+        assert " 0.25x self-attn, 16x16, a processor, 1 thread" in about
         assert path.name in text
 
 

@@ -364,7 +364,7 @@ def test_markdown_is_a_table_with_its_numbers_to_the_right() -> None:
     text = markdown(board(ok("a")))
     lines = text.splitlines()
     assert lines[0].startswith("### 1x16x8x8")
-    assert lines[2].startswith("| block | params")
+    assert lines[2].startswith("| block | latency")
     assert lines[3].startswith("|---|---:|")
     assert lines[4].startswith("| a | ")
     assert text.endswith("\n")

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from ctxbench.record import Row
 from ctxbench.reports.contests import LATENCY, Course, Interval, Meeting, course, leaders, named
-from ctxbench.reports.verdicts import answers, cheapest, overtaking, scenes, verdict_tables
+from ctxbench.reports.verdicts import answers, cheapest, overtaking, scenes, verdicts
 from ctxbench.tables import markdown
 from tests.factories import make_record
 
@@ -45,10 +45,10 @@ def test_the_crossover_of_two_powers_is_where_they_are_equal(side: float, steep:
     linear = powers("linear", pixels ** (steep - flat), flat, SIDES, off=0.0)
     found = course(linear, attention, LATENCY)
     assert found.crossover == pytest.approx(pixels, rel=1e-9)
-    assert found.short == f"from about {found.place} on"
+    assert found.short == f"from {found.place} on"
     back = course(attention, linear, LATENCY)
     assert back.crossover == pytest.approx(pixels, rel=1e-9)
-    assert back.short == f"up to about {back.place}"
+    assert back.short == f"up to {back.place}"
 
 
 def test_the_crossover_is_told_with_the_resolutions_between_which_it_lies() -> None:
@@ -57,9 +57,11 @@ def test_the_crossover_is_told_with_the_resolutions_between_which_it_lies() -> N
     attention = powers("self-attn", 1e-6, 2.0, SIDES)
     said = course(linear, attention, LATENCY).sentence("linear", "self-attn", LATENCY)
     assert said == (
-        "`linear` takes less time than `self-attn` from about 32x32 on (measured: between 16x16 and 32x32)."
+        "`linear` takes less time than `self-attn` from just below 32x32 on (measured: between 16x16 and 32x32)."
     )
-    assert "up to about 32x32" in course(attention, linear, LATENCY).sentence("self-attn", "linear", LATENCY)
+    assert "up to just below 32x32" in course(attention, linear, LATENCY).sentence(
+        "self-attn", "linear", LATENCY
+    )
 
 
 def meeting(side: int, ours: tuple[float, float], theirs: tuple[float, float]) -> Meeting:
@@ -118,7 +120,7 @@ def test_sizes_that_are_no_squares_are_told_in_pixels() -> None:
 def test_leaders_are_the_cheapest_and_whoever_is_not_told_from_it() -> None:
     rows = [
         timed("a", 8, 1.0),
-        timed("b", 8, 1.01),
+        timed("b", 8, 1.015),
         timed("c", 8, 1.5),
         timed("none", 8, 0.1, family="control"),
     ]
@@ -172,4 +174,29 @@ def test_answers_name_the_fastest_and_since_when_it_is() -> None:
 
 
 def test_there_are_no_verdicts_without_two_resolutions() -> None:
-    assert verdict_tables([timed("a", 8, 1.0), timed("self-attn", 8, 2.0)], "self-attn") == []
+    found = verdicts([timed("a", 8, 1.0), timed("self-attn", 8, 2.0)], "self-attn")
+    assert found.cheapest == found.matrices == found.overtaking == []
+
+
+def test_a_matrix_has_every_block_at_every_resolution_and_says_what_failed() -> None:
+    rows = powers("linear", 1e-3, 1.0, SIDES) + powers("self-attn", 1e-6, 2.0, SIDES)
+    rows[-1] |= {"status": "oom"}
+    (table,) = verdicts(rows, "self-attn").matrices
+    assert table.title.startswith("Latency (ms) at each resolution")
+    assert table.text == [
+        ["linear", "0.064", "0.256", "1.024", "4.096", "16.38"],
+        ["self-attn", "0.004096", "0.06554", "1.049", "16.78", "oom"],
+    ]
+    bold = [[column.best(row) for column in table.columns[1:]] for row in table.rows]
+    assert bold == [[False, False, True, True, True], [True, True, False, False, False]]
+
+
+def test_predicted_memory_that_differs_by_less_than_kernels_take_is_not_told_apart() -> None:
+    rows = [timed("a", 8, 1.0), timed("b", 8, 1.0) | {"memory_predicted_bytes": 1_008_000}]
+    assert [row["spec"] for row in leaders(rows, "memory_predicted_bytes")] == ["a", "b"]
+
+
+def test_a_crossover_next_to_a_resolution_does_not_claim_it() -> None:
+    ours = [timed("a", side, cost) for side, cost in ((16, 1.03), (32, 1.0))]
+    theirs = [timed("b", side, cost) for side, cost in ((16, 1.0), (32, 9.0))]
+    assert course(ours, theirs, LATENCY).short == "from just above 16x16 on"

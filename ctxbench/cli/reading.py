@@ -77,7 +77,7 @@ def report_command(
     elif site is not None:
         from ctxbench.reports.site import write_site
 
-        click.echo(f"site: {write_site(reading, site, baseline)}")
+        click.echo(f"site: {write_site(reading, site, baseline, report.benchmarks)}")
     else:
         click.echo(f"report: {report.write(out)}")
     return judge(reading, strict)
@@ -196,7 +196,9 @@ def writable_file(out: Path) -> Path:
     """
     try:
         if out.is_dir():
-            raise UsageError(f"{out} is a folder; name a file with --out")
+            raise UsageError(f"{out} is a folder; name a file")
+        if out.exists() and not out.is_file():
+            raise UsageError(f"{out} is no regular file; name another")
         if not out.parent.is_dir():
             raise UsageError(f"no folder {out.parent}; choose another file with --out")
     except (OSError, ValueError) as error:

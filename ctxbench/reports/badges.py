@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ LETTER = 6.6  # pixels, of 11 px sans-serif
 LONGEST = 40  # characters of a name
 
 SVG = jinja2.Environment(autoescape=True).from_string(
-    '<svg xmlns="http://www.w3.org/2000/svg" width="{{ left + right }}" height="20" role="img" aria-label="{{ name }}: {{ value }}">'
+    '<svg xmlns="http://www.w3.org/2000/svg" width="{{ left + right }}" height="20" role="img" aria-label="{{ about }}"><title>{{ about }}</title>'
     '<rect width="{{ left }}" height="20" fill="#444"/><rect x="{{ left }}" width="{{ right }}" height="20" fill="{{ colour }}"/>'
     '<g fill="#fff" font-family="Verdana,Geneva,DejaVu Sans,sans-serif" font-size="11" text-anchor="middle">'
     '<text x="{{ left / 2 }}" y="14">{{ name }}</text><text x="{{ left + right / 2 }}" y="14">{{ value }}</text></g></svg>\n'
@@ -34,7 +35,9 @@ class Badge:
     """One cost of one block, as a multiple of the baseline's."""
 
     spec: str
+    baseline: str
     column: str
+    where: str
     ours: Interval
     theirs: Interval
 
@@ -44,12 +47,13 @@ class Badge:
 
     @property
     def file(self) -> str:
-        plain = re.sub(r"[^a-z0-9]+", "-", self.spec.lower()).strip("-")[:60] or "block"
-        return f"{plain}-{self.name.lower()}.svg"
+        plain = re.sub(r"[^a-z0-9]+", "-", self.spec.lower()).strip("-")[:40] or "block"
+        own = "" if plain == self.spec else f"-{zlib.crc32(self.spec.encode(errors='replace')):08x}"
+        return f"{plain}{own}-{self.name.lower()}.svg"
 
     @property
     def value(self) -> str:
-        return f"{number(self.ours.middle / self.theirs.middle, 2)}x"
+        return f"{number(self.ours.middle / self.theirs.middle, 2)}x {printable(self.baseline)[:LONGEST]}"
 
     @property
     def colour(self) -> str:
@@ -58,7 +62,10 @@ class Badge:
     @property
     def svg(self) -> str:
         left, right = (round(LETTER * len(text) + 12) for text in (self.name, self.value))
-        return SVG.render(left=left, right=right, name=self.name, value=self.value, colour=self.colour)
+        about = printable(f"{self.spec}: {self.name} {self.value}, {self.where}")
+        return SVG.render(
+            left=left, right=right, name=self.name, value=self.value, colour=self.colour, about=about
+        )
 
 
 def write_badges(rows: Sequence[Row], baseline: str | None, out: Path) -> Path:
@@ -98,11 +105,12 @@ def badges(scene: Scene, baseline: str) -> Iterator[Badge]:
     """Of each block that does work and each cost, at the largest resolution that the baseline has."""
     rows = scene.sizes[largest(scene, baseline)]
     unit = next(row for row in rows if row["spec"] == baseline)
+    where = f"{'x'.join(map(str, largest(scene, baseline)))}, {scene.title}"
     for row in rows:
         for column in QUESTIONS:
             ours, theirs = interval(row, column), interval(unit, column)
             if ours and theirs and row["spec"] != baseline and row["family"] != CONTROL:
-                yield Badge(row["spec"], column, ours, theirs)
+                yield Badge(row["spec"], baseline, column, where, ours, theirs)
 
 
 def largest(scene: Scene, baseline: str) -> tuple[int, int]:

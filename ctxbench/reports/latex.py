@@ -6,10 +6,6 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from ctxbench.errors import UsageError
-from ctxbench.record import Row
-from ctxbench.reports.leaderboards import leaderboards
-from ctxbench.reports.scores import score_tables
 from ctxbench.tables import Table, printable, prose
 
 PACKAGES = r"""% Needs \usepackage{booktabs}; text that is not Latin needs LuaLaTeX or XeLaTeX and a font that has it.
@@ -37,27 +33,16 @@ LATEX = {
 NOT_LATEX = re.compile("|".join("-(?=-)" if mark == "-" else re.escape(mark) for mark in LATEX))
 
 
-def latex(rows: list[Row], baseline: str | None = None) -> str:
-    """The leaderboards as LaTeX tables to be put into a document; a comment says what they need.
-
-    Raises:
-        UsageError: for a baseline that no row has.
-    """
-    specs = dict.fromkeys(row["spec"] for row in rows)
-    if baseline is not None and baseline not in specs:
-        raise UsageError(
-            f"no record of {baseline!r} to compare with; there are: {', '.join(specs) or 'none'}"
-        )
-    if not rows:
-        return PACKAGES + "% no records: this run is empty\n"
-    profiled, trained = ([row for row in rows if row["kind"] == kind] for kind in ("profile", "task"))
-    tables: list[Table[Any]] = [*score_tables(trained), *leaderboards(profiled, baseline)]
-    return "\n".join([PACKAGES, *map(latex_table, tables)])
+def latex(tables: Iterable[Table[Any]]) -> str:
+    """The tables as LaTeX to be put into a document; a comment says what they need."""
+    found = [latex_table(table, number) for number, table in enumerate(tables, 1)]
+    return "\n".join([PACKAGES, *found]) if found else PACKAGES + "% no records: this run is empty\n"
 
 
-def latex_table(table: Table[Any]) -> str:
+def latex_table(table: Table[Any], number: int) -> str:
     """A booktabs table with its title as caption and its notes below."""
     lines = [r"\begin{table}", r"\centering", rf"\caption{{{escape_latex(table.title)}}}"]
+    lines.append(rf"\label{{tab:ctxbench-{number}}}")
     lines.append(rf"\begin{{tabular}}{{{''.join('r' if it.numeric else 'l' for it in table.columns)}}}")
     lines += [r"\toprule", latex_line(map(escape_latex, table.header)), r"\midrule"]
     lines += map(latex_line, table.formatted(escape_latex, r"\textbf{{{}}}"))

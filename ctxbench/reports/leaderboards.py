@@ -8,7 +8,7 @@ from collections import Counter
 from typing import Any
 
 from ctxbench.record import FAILED, GIGA, MEBI, METRICS, MIB, Record, Row
-from ctxbench.reports.contests import CHEAPEST, LATENCY, amount, failures, leaders, named
+from ctxbench.reports.contests import CHEAPEST, CONTROL, LATENCY, MEMORY, amount, failures, leaders, named
 from ctxbench.reports.inputs import group_title, input_facets
 from ctxbench.reports.published import TABLE_3_INPUT, claims
 from ctxbench.tables import MISSING, Column, Table, number
@@ -23,6 +23,7 @@ PRINTED_COLUMNS = {
     "gpu_memory": ("memory_predicted_bytes", MIB),
     "gpu_time": (LATENCY, 1.0),
 }
+MEMORIES = (MEMORY, "memory_measured_bytes")
 MEASURED_BY = {"program_hash": "code", "env_hash": "environment"}
 ORDER = ("batch", "channels", "dtype", "compiled", "mode", "device_name", "env_hash", "spec", "cell_id")
 
@@ -226,26 +227,26 @@ def columns_for(rows: list[Row], baseline: str | None, cost: str, printed: bool)
     if len({row["run_id"] for row in rows}) > 1 or any(row["runs"] > 1 for row in rows):
         columns.append(Column("run", lambda row: row["run_id"], numeric=False))
     inference = all(row["mode"] == "infer" for row in rows)
-    columns += [metric_column("params"), metric_column("macs", rows if inference else None)]
+    macs = metric_column("macs", rows if inference else None)
+    counted = [macs, metric_column("macs_backward")] if measured(rows, "macs_backward") else [macs]
+    memory = [
+        metric_column(name, rows if name == MEMORY else None) for name in MEMORIES if measured(rows, name)
+    ]
+    share = [Column(f"{METRICS[cost].label} / {baseline}", times)] if measured(rows, "ratio") else []
+    if measured(rows, LATENCY):
+        latencies = [dataclasses.replace(metric_column(LATENCY, rows), cell=latency)]
+        columns += [*latencies, *share, *memory, *counted, metric_column("params")]
+        columns += [metric_column("latency_cpu_ms_median"), metric_column("latency_ref_ratio")]
+    else:
+        columns += [*counted, *share, *memory, metric_column("params")]
     if measured(rows, "macs_fvcore"):
         columns.append(Column(METRICS["macs_fvcore"].title, fvcore))
-    if measured(rows, "macs_backward"):
-        columns.append(metric_column("macs_backward"))
-    columns.append(metric_column("memory_predicted_bytes", rows))
-    if measured(rows, "memory_measured_bytes"):
-        columns.append(metric_column("memory_measured_bytes"))
-    if measured(rows, LATENCY):
-        columns.append(dataclasses.replace(metric_column(LATENCY, rows), cell=latency))
-    if measured(rows, "ratio"):
-        columns.append(Column(f"{METRICS[cost].label} / {baseline}", times))
-    if measured(rows, LATENCY):
-        columns += [metric_column("latency_cpu_ms_median"), metric_column("latency_ref_ratio")]
     if measured(rows, "latency_graph_ms_median"):
         columns.append(metric_column("latency_graph_ms_median"))
     if any(row["compiled"] for row in rows) and measured(rows, "first_call_ms"):
         columns.append(metric_column("first_call_ms"))
     if printed or any(map(flags, rows)):
-        columns.append(Column("flags", flags, numeric=False))
+        columns.append(Column("flags", flags, numeric=False, role="flags"))
     return columns
 
 
@@ -272,6 +273,8 @@ def notes_on(rows: list[Row]) -> list[str]:
     for row in rows:
         if row["sdpa_backend"]:
             notes.append(f"{row['spec']} ran the kernel {row['sdpa_backend']}.")
+    if control := [row["spec"] for row in rows if row["family"] == CONTROL]:
+        notes.append(f"{', '.join(dict.fromkeys(control))} does no work and takes no part in the contest.")
     return [*dict.fromkeys(notes), *notes_on_times(rows)]
 
 

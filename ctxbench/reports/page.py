@@ -10,6 +10,7 @@ import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from importlib import resources
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -31,6 +32,7 @@ COLUMNS = tuple(name for name in Record.model_fields if name not in SAMPLES)
 COMMAND = "command"
 FACETS = ("machine", "mode", "input", "precision", "resolution")
 SENTENCE = 60  # characters; a column with longer text gets more room
+LARGEST_SVG = 600_000  # characters, of a figure within the page
 LONGEST_CELL = 500  # characters; what is opened shows the whole text
 
 
@@ -43,6 +45,7 @@ class Line:
     records: str
     cost: str
     run: str
+    flags: str
     kind: str
     source: str | None
     link: str | None
@@ -56,6 +59,22 @@ class Board:
     lines: list[Line]
 
     @property
+    def shown(self) -> list[int]:
+        """The columns that are shown as such; flags stand below the name instead, where they are seen."""
+        return [index for index, column in enumerate(self.table.columns) if column.role != "flags"]
+
+    @property
+    def columns(self) -> list[tuple[int, str, str]]:
+        """Place, class and role of each column but the first."""
+        classes = self.classes
+        return [(index, classes[index], self.table.columns[index].role) for index in self.shown[1:]]
+
+    @property
+    def leads(self) -> bool:
+        """Whether a column leads to where the rows were printed."""
+        return any(column.role == "source" for column in self.table.columns)
+
+    @cached_property
     def classes(self) -> list[str]:
         """How each column is set: numbers to the right, sentences with room."""
         found = []
@@ -112,6 +131,7 @@ def render(
     template = environment().get_template("report.html.j2")
     return template.render(
         title=printable(title),
+        file=slug(title),
         home=home,
         summary=summary,
         answers=answers,
@@ -130,6 +150,11 @@ def render(
     )
 
 
+def slug(title: str) -> str:
+    """A name for files that are downloaded."""
+    return re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")[:60] or "ctxbench"
+
+
 def environment() -> jinja2.Environment:
     found = jinja2.Environment(
         loader=jinja2.PackageLoader("ctxbench"),
@@ -137,8 +162,11 @@ def environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
+        finalize=lambda value: printable(value) if type(value) is str else value,
     )
-    found.filters["prose"] = lambda text: Markup(prose(text, escape, Markup("<code>{}</code>").format))
+    found.filters["prose"] = lambda text: Markup(
+        prose(printable(text), escape, Markup("<code>{}</code>").format)
+    )
     return found
 
 
@@ -153,13 +181,15 @@ def board(table: Table[Any], places: dict[Any, str], runs: dict[Any, list[Row]])
     for row, cells in zip(table.rows, table.text, strict=True):
         source = table.source(row)
         cost = table.cost(row)
+        told = [cell for cell, column in zip(cells, table.columns, strict=True) if column.role == "flags"]
         lines.append(
             Line(
                 [cell if len(cell) <= LONGEST_CELL else f"{cell[:LONGEST_CELL]}…" for cell in cells],
                 [column.best(row) for column in table.columns],
                 ",".join(numbers(table.records(row), places, runs)),
-                "" if cost is None else f"{cost:.{DIGITS}g}",
+                "" if cost is None or table.ratio is None else f"{cost:.{DIGITS}g}",
                 printable(table.group(row)),
+                " ".join(told)[:LONGEST_CELL],
                 table.kind(row),
                 source.url if source else None,
                 table.link(row),
@@ -242,7 +272,9 @@ def command_of(row: Row, commands: Mapping[str, Commands]) -> str | None:
 
 
 def illustration(picture: Picture) -> Illustration:
-    inline = inline_svg(picture.svg, picture.name, picture.caption)
+    inline = (
+        inline_svg(picture.svg, picture.name, picture.caption) if len(picture.svg) < LARGEST_SVG else None
+    )
     return Illustration(picture.name, picture.caption, picture.wide, inline)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import shlex
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -27,6 +28,7 @@ TABLE_3_INPUT = {
     "compiled": False,
 }
 TOLERANCE = 0.01  # relative: counters differ in what they take for nothing, and printed digits are few
+MOST_REASONS = 3  # that are told
 ENOUGH = 3  # seeds, before their range counts
 TIME_TOLERANCE = 0.25  # relative, of the ratio to self-attention: another GPU, another library
 FILES = ("paper", "generation", "mmseg_zoo")
@@ -223,7 +225,7 @@ class Evidence:
             return self.compare_time(claim)
         found = value_here(self.profiles, claim.spec, claim.metric)
         if found is None:
-            made = "`ctxbench profile --preset paper` makes them"
+            made = "ctxbench profile --preset paper makes them"
             return Comparison(claim, None, reason=f"no record of this block at this input; {made}")
         explanation = explanations().get((claim.spec, claim.metric), "")
         return Comparison(claim, found, explanation=explanation)
@@ -263,7 +265,7 @@ class Evidence:
             scale * row[column] for row in self.trainings if row[column] is not None and same(row, claim)
         ]
         if not found:
-            return Comparison(claim, None, reason=f"no training of it: `{training(claim)}`")
+            return Comparison(claim, None, reason=f"no training of it: {training(claim)}")
         if claim.statistic == "best":
             best = min(found) if SCORES[column].lower_is_better else max(found)
             return Comparison(claim, best, reason=f"the best of {seeds(len(found))}")
@@ -409,8 +411,16 @@ def summary(comparisons: Sequence[Comparison]) -> str:
 
 
 def related(comparisons: Sequence[Comparison], rows: Sequence[Row]) -> list[Comparison]:
-    """Those of the tasks that the records are of, with a block that the records have; those checked first."""
+    """Those of the tasks that the records are of, with a block that the records have."""
     kinds: set[Any] = {"profile" if row["kind"] == "profile" else row["task"] for row in rows}
     specs = {row["spec"] for row in rows} | {row["block"] for row in rows}
-    found = [it for it in comparisons if it.claim.task in kinds and it.spec in specs]
-    return sorted(found, key=lambda it: it.found is None)
+    return [it for it in comparisons if it.claim.task in kinds and it.spec in specs]
+
+
+def unchecked(comparisons: Sequence[Comparison]) -> list[str]:
+    """Why the others cannot be checked, each reason once."""
+    reasons = Counter(it.reason for it in comparisons if it.found is None)
+    return [
+        f"{count} more published numbers of these blocks cannot be checked here: {reason}."
+        for reason, count in reasons.most_common(MOST_REASONS)
+    ]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,10 +19,18 @@ from ctxbench.record import Row
 from ctxbench.reports.inputs import labelled
 from ctxbench.reports.leaderboards import leaderboards
 from ctxbench.reports.method import ENVIRONMENT, METHOD
-from ctxbench.reports.published import Comparison, checked, compare_all, published_table, related, summary
+from ctxbench.reports.published import (
+    Comparison,
+    checked,
+    compare_all,
+    published_table,
+    related,
+    summary,
+    unchecked,
+)
 from ctxbench.reports.repeatability import pooled, repeatability_table
 from ctxbench.reports.scores import score_tables
-from ctxbench.reports.verdicts import Answer, answers, verdict_tables
+from ctxbench.reports.verdicts import Answer, Verdicts, answers, verdicts
 from ctxbench.store import Commands, Reading, Unreadable, write_atomically
 from ctxbench.tables import Table, escape_markdown, markdown, markdown_prose, printable
 
@@ -30,7 +39,10 @@ if TYPE_CHECKING:
 
 DEFAULT_BASELINE = "self-attn"
 MOST_FIGURES = 12  # on a page; --figures writes all
-OURS = re.compile(r"[a-z]+(-[a-z0-9-]+)?\.(png|svg|pdf)")  # names of our figures
+OURS = re.compile(  # names of our figures: others that lie beside them are not ours to remove
+    r"((macs|memory|latency|pareto|roofline)-(infer|train)-b\d+-c\d+-[a-z0-9-]+|ablation-[a-z0-9-]+-\d+|published"
+    r"|(scores|tradeoff|cues|predictions|updates)-\d+)(-again-\d+)?\.(png|svg|pdf)"
+)
 
 
 @dataclass(frozen=True)
@@ -93,17 +105,16 @@ class Report:
         return [row for row in self.profiles if row["kind"] == "profile"]
 
     @cached_property
-    def leaderboards(self) -> list[Table[Any]]:
-        """Scores first, then costs, then what pytest-benchmark timed."""
-        return [
-            *score_tables(self.trained),
-            *leaderboards(self.profiles, self.baseline),
-            *benchmark_tables(list(self.benchmarks)),
-        ]
+    def costs(self) -> list[Table[Any]]:
+        return [*leaderboards(self.profiles, self.baseline)]
 
     @cached_property
-    def verdicts(self) -> list[Table[Any]]:
-        return verdict_tables(self.blocks, self.baseline)
+    def scores(self) -> list[Table[Any]]:
+        return score_tables(self.trained)
+
+    @cached_property
+    def verdicts(self) -> Verdicts:
+        return verdicts(self.blocks, self.baseline)
 
     @cached_property
     def repeatability(self) -> list[Table[Any]]:
@@ -125,7 +136,7 @@ class Report:
     @property
     def tables(self) -> list[Table[Any]]:
         """All that a terminal shows."""
-        return [*self.published, *self.leaderboards, *self.verdicts, *self.repeatability]
+        return [*self.published, *(table for _, tables in self.sections for table in tables)]
 
     def write(self, out: Path, home: str | None = None) -> Path:
         """Write `index.html`, `report.md` and `figures/`; returns the page's path.
@@ -140,12 +151,12 @@ class Report:
         folder = make_folder(out / "figures")
         pictures = self.pictures()
         shown = pictures[:MOST_FIGURES]
-        sweep(folder, {it.name for it in shown})
         for picture in shown:
             write_atomically(folder / f"{picture.name}.svg", picture.svg)
             write_atomically(folder / f"{picture.name}.png", picture.png())
         write_atomically(out / "report.md", self.markdown(shown))
         write_atomically(out / "index.html", self.html(shown, len(pictures) - len(shown), home))
+        sweep(folder, {it.name for it in shown})
         return out / "index.html"
 
     def write_figures(self, out: Path) -> Path:
@@ -157,11 +168,11 @@ class Report:
         """
         folder = make_folder(out / "figures")
         pictures = self.pictures()
-        sweep(folder, {it.name for it in pictures})
         for picture in pictures:
             write_atomically(folder / f"{picture.name}.svg", picture.svg)
             write_atomically(folder / f"{picture.name}.pdf", picture.pdf())
             write_atomically(folder / f"{picture.name}.png", picture.png(dpi=300))
+        sweep(folder, {it.name for it in pictures})
         return folder
 
     def pictures(self) -> list[Picture]:
@@ -180,8 +191,7 @@ class Report:
         if self.answers:
             parts += ["## In short", "", *bullets(f"{it.about}: {it.said}" for it in self.answers)]
         for title, tables in self.sections:
-            if tables:
-                parts += [f"## {title}", "", *map(markdown, tables)]
+            parts += [f"## {escape_markdown(title)}", "", *map(markdown, tables)]
         parts += ["## Published numbers", "", *bullets([summary(self.comparisons)])]
         parts += map(markdown, self.published)
         parts += [f"![{escape_markdown(it.caption)}](figures/{it.name}.png)\n" for it in pictures]
@@ -197,10 +207,11 @@ class Report:
         """
         from ctxbench.reports.page import render
 
-        sections = [(title, tables) for title, tables in self.sections if tables]
-        if claims := related(self.comparisons, self.rows):
-            title = "Published numbers of these blocks and tasks, beside those found here"
-            sections.append(("Published numbers", [published_table(claims, title)]))
+        sections = list(self.sections)
+        if found := checked(self.comparisons):
+            others = unchecked(related(self.comparisons, self.rows))
+            table = published_table(found, "Published numbers beside those found here")
+            sections.append(("Published numbers", [replace(table, notes=[*table.notes, *others])]))
         return render(
             self.title,
             self.summary,
@@ -218,7 +229,7 @@ class Report:
 
     @property
     def title(self) -> str:
-        names = list(dict.fromkeys(row["run_id"] for row in self.rows))
+        names = sorted({row["run_id"] for row in self.rows})
         return (
             f"ctxbench: {', '.join(names[:3])}{', …' if len(names) > 3 else ''}"
             if names
@@ -227,11 +238,16 @@ class Report:
 
     @property
     def sections(self) -> list[tuple[str, list[Table[Any]]]]:
-        return [
-            ("Leaderboards", self.leaderboards),
-            ("Which block is cheapest where", self.verdicts),
+        found = self.verdicts
+        sections = [
+            ("Which block is cheapest where", found.cheapest),
+            ("Costs", [*self.costs, *found.matrices]),
+            ("Scores", self.scores),
+            (f"Where each block is cheaper than {self.baseline}", found.overtaking),
+            ("Benchmarks", benchmark_tables(list(self.benchmarks))),
             ("Repeatability", self.repeatability),
         ]
+        return [(title, tables) for title, tables in sections if tables]
 
     @property
     def method(self) -> list[str]:
@@ -242,9 +258,9 @@ class Report:
     @property
     def summary(self) -> list[str]:
         """What was run, where, and what is missing, a line each."""
-        runs = ", ".join(dict.fromkeys(row["run_id"] for row in self.rows))
+        runs = ", ".join(sorted({row["run_id"] for row in self.rows}))
         lines = [self.counts(), *([f"runs: {runs}"] if runs else [])]
-        environments = {row["env_hash"]: row for row in reversed(self.rows)}
+        environments = {row["env_hash"]: row for row in reversed(self.rows) if not row["estimated"]}
         for row in sorted(environments.values(), key=lambda row: row["created_utc"]):
             known = [(label, row[column]) for label, column in ENVIRONMENT if row[column] is not None]
             known = [it for it in known if it != ("CPU", row["device_name"])]
@@ -298,10 +314,13 @@ def make_folder(folder: Path) -> Path:
 
 
 def sweep(folder: Path, names: set[str]) -> None:
-    """Remove figures of ours that are not among these any more."""
+    """Remove figures of ours that are not among these any more; what cannot be removed stays."""
+    if folder.is_symlink():  # it is the user's, and elsewhere
+        return
     for old in folder.glob("*"):
         if old.is_file() and OURS.fullmatch(old.name) and old.stem not in names:
-            old.unlink()
+            with contextlib.suppress(OSError):
+                old.unlink()
 
 
 def bullets(lines: Iterable[str]) -> list[str]:

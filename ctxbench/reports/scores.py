@@ -129,7 +129,9 @@ def groups_of(rows: list[Row]) -> list[list[Row]]:
     spaces = {shared(row)[:-1]: row["extractor"] for row in rows if row["extractor"] is not None}
     rows = [row | {"extractor": row["extractor"] or spaces.get(shared(row)[:-1])} for row in rows]
     groups: dict[tuple[Any, ...], list[Row]] = {}
-    for row in sorted(rows, key=lambda row: (*map(natural, shared(row)), row["spec"], row["seed"])):
+    for row in sorted(
+        rows, key=lambda row: (*map(natural, shared(row)), str(shared(row)), row["spec"], row["seed"])
+    ):
         groups.setdefault(shared(row), []).append(row)
     return list(groups.values())
 
@@ -160,7 +162,7 @@ def score_table(rows: list[Row]) -> Table[Entry]:
         Column[Entry](f"{unit} (s)", lambda it: number(it.middle(column), 3)),
     ]
     if any(flags(it) for it in entries):
-        columns.append(Column("flags", flags, numeric=False))
+        columns.append(Column("flags", flags, numeric=False, role="flags"))
     return Table(
         title_of(rows[0]),
         columns,
@@ -203,7 +205,13 @@ def entries_of(rows: list[Row]) -> list[Entry]:
     sign = 1 if SCORES[metric].lower_is_better else -1
     return sorted(
         entries,
-        key=lambda it: (not it.done, not it.sound, sign * (it.middle(metric) or 0.0), it.spec),
+        key=lambda it: (
+            not it.done,
+            not it.sound,
+            it.middle(metric) is None,
+            sign * (it.middle(metric) or 0.0),
+            it.spec,
+        ),
     )
 
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 from ctxbench.benchmarks import Benchmarks
 from ctxbench.benchmarks import tables as benchmark_tables
@@ -47,6 +48,11 @@ class Member:
         return ", ".join(
             dict.fromkeys([*(kinds[row["kind"]] for row in rows if row["kind"] in kinds), *tasks])
         )
+
+    @property
+    def short(self) -> str:
+        """The first answer of its report."""
+        return self.report.answers[0].said if self.report.answers else MISSING
 
     @property
     def failed(self) -> int:
@@ -108,6 +114,7 @@ def list_of(members: Sequence[Member]) -> Table[Member]:
     columns = [
         Column[Member]("report", lambda it: it.name, numeric=False),
         Column[Member]("what", lambda it: it.what or MISSING, numeric=False),
+        Column[Member]("in short", lambda it: it.short, numeric=False),
         Column[Member]("machine", lambda it: it.machines, numeric=False),
         Column[Member]("records", lambda it: number(len(it.report.rows))),
         Column[Member]("failed", lambda it: number(it.failed)),
@@ -164,6 +171,12 @@ def across(rows: Sequence[Row], baseline: str | None) -> Table[str]:
     )
 
 
+def address(source: str) -> str:
+    """The page of published numbers, searched for those of a source."""
+    phrase = f'"{source}"'
+    return f"{PUBLISHED}#{urlencode({'search': phrase})}"
+
+
 def by_source(comparisons: Sequence[Any]) -> Table[str]:
     """How many numbers of each source are in which state."""
     states = Counter((it.claim.origin.name, it.state) for it in comparisons)
@@ -175,4 +188,4 @@ def by_source(comparisons: Sequence[Any]) -> Table[str]:
     columns += [count(state) for state in ("reproduced", "not reproduced", "cannot be checked here")]
     names = list(dict.fromkeys(it.claim.origin.name for it in comparisons))
     notes = ["Each of them, with its reason, is on the page that the names lead to."]
-    return Table("Published numbers by source", columns, names, notes, link=lambda name: PUBLISHED)
+    return Table("Published numbers by source", columns, names, notes, link=address)

@@ -7,8 +7,19 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from ctxbench.record import FAILED, Row
-from ctxbench.reports.contests import CONTROL, LATENCY, Course, amount, course, failures, leaders, named
+from ctxbench.record import FAILED, METRICS, Row
+from ctxbench.reports.contests import (
+    CONTROL,
+    LATENCY,
+    MEMORY,
+    Course,
+    amount,
+    course,
+    failures,
+    interval,
+    leaders,
+    named,
+)
 from ctxbench.reports.inputs import input_facets
 from ctxbench.reports.scores import (
     SCORES,
@@ -22,7 +33,7 @@ from ctxbench.reports.scores import (
     title_of,
     training_time,
 )
-from ctxbench.tables import MISSING, Column, Table
+from ctxbench.tables import MISSING, Column, Table, number
 
 QUESTIONS = {"macs_total": "fewest MACs", "memory_predicted_bytes": "least memory", LATENCY: "fastest"}
 OVERTAKING = {"macs_total": "fewer MACs", "memory_predicted_bytes": "less memory", LATENCY: "faster"}
@@ -115,12 +126,13 @@ def cheapest(scene: Scene) -> Table[list[Row]]:
     size = Column[list[Row]](
         "resolution", lambda rows: f"{rows[0]['height']}x{rows[0]['width']}", numeric=False
     )
+    tied = any(len(leaders(rows, name)) > 1 for rows in scene.sizes.values() for name in scene.columns)
     note = "Several blocks in a cell are not told apart: their intervals overlap, or the counts are equal."
     return Table(
         f"Cheapest at each resolution: {scene.title}",
         [size, *map(winner, scene.columns)],
         [rows for rows in scene.sizes.values() if any(leaders(rows, name) for name in scene.columns)],
-        [note, *failed_notes(scene)],
+        [*([note] if tied else []), *failed_notes(scene)],
         facets=scene.facets,
     )
 
@@ -135,8 +147,8 @@ def overtaking(scene: Scene, baseline: str) -> Table[str]:
 
     specs = {row["spec"]: row for row in scene.rows if row["spec"] != baseline and row["family"] != CONTROL}
     notes = [
-        "Between two resolutions the costs are taken as powers of the number of pixels; times count as "
-        "different where their intervals do not overlap. Nothing is said beyond what was measured.",
+        "Between two resolutions the costs are taken as powers of the number of pixels. Times count as "
+        "different where their intervals do not overlap, predicted memory beyond 1 %. Nothing is said beyond what was measured.",
         *failed_notes(scene),
     ]
     return Table(
@@ -155,15 +167,58 @@ def failed_notes(scene: Scene) -> list[str]:
     return [f"Failed {said}."] if said else []
 
 
-def verdict_tables(rows: Sequence[Row], baseline: str | None) -> list[Table[Any]]:
-    """Both tables for each scene that has a contest."""
-    found: list[Table[Any]] = []
-    for scene in scenes(rows):
-        if scene.columns and len(scene.sizes) > 1:
-            found.append(cheapest(scene))
-            if baseline is not None and scene.of(baseline):
-                found.append(overtaking(scene, baseline))
-    return found
+def matrix(scene: Scene) -> Table[str]:
+    """What each block costs at each resolution: the latency where it was measured, else the MACs."""
+    column = next(name for name in (LATENCY, "macs_total", MEMORY) if name in scene.columns)
+    found = {(row["spec"], row["height"], row["width"]): row for row in scene.rows if interval(row, column)}
+    failed = {
+        (row["spec"], row["height"], row["width"]): row for row in scene.rows if row["status"] in FAILED
+    }
+
+    def at(height: int, width: int) -> Column[str]:
+        best = leaders(scene.sizes[height, width], column)
+
+        def cell(spec: str) -> str:
+            key = spec, height, width
+            if key in found:
+                return number(found[key][column] / METRICS[column].scale)
+            return str(failed[key]["status"]) if key in failed else MISSING
+
+        return Column(f"{height}x{width}", cell, best=lambda spec: [row["spec"] for row in best] == [spec])
+
+    sizes = [size for size in scene.sizes if any(key[1:] == size for key in found)]
+    last = {
+        spec: max((row[column] for row in rows if interval(row, column)), default=0)
+        for spec, rows in scene.specs.items()
+    }
+    specs = sorted(
+        {key[0] for key in found} | {key[0] for key in failed}, key=lambda spec: (last[spec], spec)
+    )
+    metric = METRICS[column]
+    return Table(
+        f"{metric.title[0].upper()}{metric.title[1:]} at each resolution: {scene.title}",
+        [Column[str]("block", lambda spec: spec, numeric=False), *(at(*size) for size in sizes)],
+        specs,
+        facets=scene.facets,
+    )
+
+
+@dataclass(frozen=True)
+class Verdicts:
+    """The tables that compare resolutions, each for every scene that has a contest at several."""
+
+    cheapest: list[Table[Any]]
+    matrices: list[Table[Any]]
+    overtaking: list[Table[Any]]
+
+
+def verdicts(rows: Sequence[Row], baseline: str | None) -> Verdicts:
+    found = [scene for scene in scenes(rows) if scene.columns and len(scene.sizes) > 1]
+    return Verdicts(
+        [cheapest(scene) for scene in found],
+        [matrix(scene) for scene in found],
+        [overtaking(scene, baseline) for scene in found if baseline is not None and scene.of(baseline)],
+    )
 
 
 class Answer(NamedTuple):
@@ -174,10 +229,10 @@ class Answer(NamedTuple):
 
 
 def answers(rows: Sequence[Row], trained: Sequence[Row], baseline: str | None) -> list[Answer]:
-    """A few sentences on scores, then on costs."""
+    """A few sentences on costs, then on scores."""
     scores = (Answer(title_of(rows[0]), worth(rows)) for rows in groups_of(list(trained)))
     costs = (Answer(scene.title, in_short(scene, baseline)) for scene in scenes(rows))
-    return [*first(scores, "scores"), *first(costs, "costs")]
+    return [*first(costs, "costs"), *first(scores, "scores")]
 
 
 def first(found: Iterable[Answer], kind: str) -> list[Answer]:
@@ -194,7 +249,7 @@ def in_short(scene: Scene, baseline: str | None) -> str:
     size, best = [(size, best) for size, rows in scene.sizes.items() if (best := leaders(rows, column))][-1]
     spec = best[0]["spec"]
     tied = [row["spec"] for row in best[1:]]
-    said = f"{QUESTIONS[column].capitalize()} at {size[0]}x{size[1]} is `{spec}` ({amount(best[0], column)}"
+    said = f"{QUESTIONS[column][0].upper()}{QUESTIONS[column][1:]} at {size[0]}x{size[1]} is `{spec}` ({amount(best[0], column)}"
     said += f"; not told apart from {named(tied)})." if tied else ")."
     if baseline is None or spec == baseline or not scene.of(baseline):
         return said

@@ -5,7 +5,7 @@ const SHOWN_AT_FIRST = 100;
 const FEW_TABLES = 4; // so many need no choice
 const PRINTED = ["published", "reproduced", "differs", "unchecked"];
 const GROUPS = {
-  "identity": ["run_id", "cell_id", "created_utc", "kind", "block", "spec", "family", "seed", "estimated"],
+  "identity": ["schema_version", "run_id", "cell_id", "created_utc", "kind", "block", "spec", "family", "seed", "estimated"],
   "input": ["batch", "channels", "height", "width", "dtype", "mode", "compiled"],
   "outcome": ["status", "reason", "error_type", "wall_s"],
   "options": ["options_json"],
@@ -59,7 +59,7 @@ async function download(format) {
   const text = format === "json"
     ? JSON.stringify(rows, null, 1) + "\n"
     : [names, ...rows.map((row) => names.map((name) => row[name]))].map((cells) => cells.map(csvCell).join(",") + "\r\n").join("");
-  const link = make("a", "", { download: "ctxbench-records." + format });
+  const link = make("a", "", { download: document.body.dataset.name + "." + format });
   link.href = URL.createObjectURL(new Blob([text], { type: format === "json" ? "application/json" : "text/csv" }));
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), 10000);
@@ -75,8 +75,9 @@ function pairs(record, names) {
     if (name.endsWith("_json")) {
       try { value = JSON.parse(value); } catch { /* shown as it is */ }
     }
+    const prefix = names.length > 1 && name.endsWith("_ops_json") ? "not counted: " : "";
     const flat = value !== null && typeof value === "object" && !Array.isArray(value)
-      ? Object.entries(value).map(([key, inner]) => [key, typeof inner === "object" ? JSON.stringify(inner) : String(inner)])
+      ? Object.entries(value).map(([key, inner]) => [prefix + key, typeof inner === "object" ? JSON.stringify(inner) : String(inner)])
       : [[name, typeof value === "object" ? JSON.stringify(value) : String(value)]];
     for (const [key, text] of flat) {
       const pair = make("div", "", text.length > 40 ? { class: "long" } : {});
@@ -96,16 +97,17 @@ function showRecord(place, record) {
     if (list.children.length) place.append(make("h4", title), list);
   }
   if (record.command) {
+    const alone = record.kind === "profile" ? " (this block alone; compare blocks within one run)" : " (with the others of its run)";
     const copy = make("button", "Copy", { type: "button" });
     copy.addEventListener("click", () => navigator.clipboard?.writeText(record.command).then(() => { copy.textContent = "Copied"; }, () => {}));
-    place.append(make("h4", "measure it again"), make("pre", record.command), copy);
+    place.append(make("h4", "measure it again" + alone), make("pre", record.command), copy);
   }
 }
 
 async function detailOf(row) {
-  const detail = make("tr", "", { class: "detail" });
-  const cell = make("td", "", { colspan: row.children.length });
-  detail.append(cell);
+  const outer = make("td", "", { colspan: row.children.length });
+  const cell = make("div", "", { class: "inside" });
+  outer.append(cell);
   const data = await records();
   const found = row.dataset.records.split(",").map((number) => recordOf(data, Number(number)));
   const place = make("div");
@@ -124,7 +126,7 @@ async function detailOf(row) {
   }
   showRecord(place, found[0]);
   cell.append(place);
-  return detail;
+  return outer;
 }
 
 // Tables: sorted by what the cells say; missing values always last.
@@ -152,10 +154,10 @@ class Board {
     });
     for (const row of this.rows) {
       if (!row.dataset.records) continue;
-      const head = row.cells[0];
-      const button = make("button", head.textContent, { type: "button", "aria-expanded": "false", title: head.textContent });
+      const name = row.querySelector(".name");
+      const button = make("button", name.textContent, { type: "button", "aria-expanded": "false" });
       button.addEventListener("click", () => this.toggle(row, button));
-      head.replaceChildren(button);
+      name.replaceChildren(button);
     }
     this.more = make("button", "", { type: "button", class: "more" });
     this.more.addEventListener("click", () => { this.all = true; this.show(); });
@@ -210,7 +212,7 @@ class Board {
     }
     const detail = make("tr", "", { class: "detail" });
     this.details.set(row, detail);
-    detail.replaceChildren(...(await detailOf(row)).children);
+    detail.replaceChildren(await detailOf(row));
     if (this.details.get(row) === detail && row.isConnected) row.after(detail);
   }
 
@@ -219,7 +221,7 @@ class Board {
     if (!("ratio" in this.table.dataset)) return;
     const column = Number(this.table.dataset.ratio);
     this.written ??= this.rows.map((row) => row.cells[column].textContent);
-    const name = (row) => row.cells[0].querySelector("button")?.textContent ?? row.cells[0].textContent;
+    const name = (row) => row.querySelector(".name").textContent;
     const units = new Map();
     for (const row of this.rows) if (name(row) === baseline && row.dataset.cost) units.set(row.dataset.run, Number(row.dataset.cost));
     const head = this.table.tHead.rows[0].cells[column].querySelector("button");
@@ -249,7 +251,7 @@ function start() {
   }
 
   function apply() {
-    const words = byId("search").value.toLowerCase().split(/\s+/).filter(Boolean);
+    const words = [...byId("search").value.toLowerCase().matchAll(/"([^"]+)"|[^\s"]+/g)].map((found) => found[1] ?? found[0]);
     const state = byId("states").value;
     let tables = 0, rows = 0;
     for (const board of boards) {
@@ -263,20 +265,38 @@ function start() {
       const nothing = part.querySelector(".nothing");
       if (nothing && inside.length) nothing.hidden = inside.some((board) => !board.hidden);
     }
+    remember();
     byId("told").textContent = tables + (tables === 1 ? " table, " : " tables, ") + rows.toLocaleString("en") + (rows === 1 ? " row" : " rows");
   }
 
-  // A choice that no table fits takes the others along: to those of the first table that has it.
+  // A choice that no table fits takes others along, as few as can be: those of the table that is most like it.
   function choose(changed) {
-    if (changed.value && !faceted.some((board) => "resolution" in board.section.dataset && fits(board, chosen()))) {
-      const like = faceted.find((board) => "resolution" in board.section.dataset && board.section.dataset[changed.dataset.facet] === changed.value)
-        ?? faceted.find((board) => board.section.dataset[changed.dataset.facet] === changed.value);
+    const sized = faceted.filter((board) => "resolution" in board.section.dataset);
+    if (changed.value && !sized.some((board) => fits(board, chosen()))) {
+      const wanted = chosen();
+      const alike = (board) => choices.filter((select) => board.section.dataset[select.dataset.facet] === wanted[select.dataset.facet]).length;
+      const able = sized.filter((board) => board.section.dataset[changed.dataset.facet] === changed.value);
+      const like = able.reduce((best, board) => (best && alike(best) >= alike(board) ? best : board), null);
       for (const select of choices) {
         const value = like?.section.dataset[select.dataset.facet];
         if (select !== changed && select.value && value) select.value = value;
       }
     }
     apply();
+  }
+
+  // The choice stands in the address, so that it can be handed on.
+  function remember() {
+    const told = Object.entries({ ...chosen(), rows: byId("states").value, search: byId("search").value }).filter(([, value]) => value);
+    history.replaceState(null, "", "#" + new URLSearchParams(told));
+  }
+
+  function recall() {
+    const told = new URLSearchParams(location.hash.slice(1));
+    if (![...told].length) return;
+    for (const select of choices) select.value = told.get(select.dataset.facet) ?? "";
+    byId("states").value = told.get("rows") ?? "";
+    byId("search").value = told.get("search") ?? "";
   }
 
   for (const select of choices) select.addEventListener("change", () => choose(select));
@@ -295,8 +315,10 @@ function start() {
     const best = (measured.length ? measured : sized).findLast((board) => ["machine", "input", "precision"].every((name) => board.section.dataset[name] === first[name]) && board.section.dataset.mode === "inference");
     for (const select of choices) select.value = (best?.section.dataset ?? first)[select.dataset.facet] ?? "";
   }
+  recall();
   byId("tools").hidden = false;
   apply();
+  addEventListener("beforeprint", () => { for (const board of boards) { board.all = true; board.show(); } });
 }
 
 start();
