@@ -44,12 +44,13 @@ def pictures(
     rows = sorted(rows, key=lambda row: [str(row[name]) for name in TELLING])
     look = looks((row["spec"], row["family"]) for row in rows)
     kinds = {kind: [row for row in rows if row["kind"] == kind] for kind in ("task", "step", "profile")}
-    numbers = Counter[str]()
+    profiles, numbers = pooled(kinds["profile"]), Counter[str]()
     found = [
         *of_trainings(kinds["task"], folders or {}, look, numbers),
         list(updates(pooled(kinds["step"]), look)),
-        *of_profiles(pooled(kinds["profile"]), look, numbers),
+        *of_profiles(profiles, look),
         [claims.differences(comparisons)],
+        [it for group in by_input(profiles) for it in ablations.of_costs(group, numbers)],
     ]
     drawn = [[picture for picture in pictures if picture is not None] for pictures in found]
     first, others = [it[:FIRST] for it in drawn], [it[FIRST:] for it in drawn]
@@ -70,7 +71,7 @@ def of_trainings(
     ]
 
 
-def of_profiles(rows: list[Row], look: Looks, numbers: Counter[str]) -> list[Kind]:
+def of_profiles(rows: list[Row], look: Looks) -> list[Kind]:
     """Figures of what was measured on each machine, and of what is counted or predicted for all."""
     inputs, machines = by_input(rows), by_machine(rows)
     return [
@@ -79,7 +80,6 @@ def of_profiles(rows: list[Row], look: Looks, numbers: Counter[str]) -> list[Kin
         [over_resolution(group, MACS, look) for group in inputs],
         [latency_against_memory(group, look) for group in machines],
         [roofline(group, look) for group in machines],
-        [it for group in inputs for it in ablations.of_costs(group, numbers)],
     ]
 
 
