@@ -19,15 +19,8 @@ from ctxbench.record import Row
 from ctxbench.reports.inputs import labelled
 from ctxbench.reports.leaderboards import leaderboards
 from ctxbench.reports.method import ENVIRONMENT, METHOD
-from ctxbench.reports.published import (
-    Comparison,
-    checked,
-    compare_all,
-    published_table,
-    related,
-    summary,
-    unchecked,
-)
+from ctxbench.reports.published import Comparison, checked, compare_all
+from ctxbench.reports.published_table import published_table, related, summary, unchecked
 from ctxbench.reports.repeatability import pooled, repeatability_table
 from ctxbench.reports.scores import score_tables
 from ctxbench.reports.verdicts import Answer, Verdicts, answers, verdicts

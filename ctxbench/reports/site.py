@@ -17,7 +17,8 @@ from ctxbench.record import FAILED, Row
 from ctxbench.reports.contests import LATENCY, amount, interval
 from ctxbench.reports.inputs import input_facets, machine
 from ctxbench.reports.page import render
-from ctxbench.reports.published import compare_all, published_table, summary
+from ctxbench.reports.published import compare_all
+from ctxbench.reports.published_table import published_table, summary
 from ctxbench.reports.report import Report, make_folder
 from ctxbench.store import Reading, write_atomically
 from ctxbench.tables import MISSING, Column, Table, number

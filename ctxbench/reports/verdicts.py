@@ -127,7 +127,9 @@ def cheapest(scene: Scene) -> Table[list[Row]]:
         "resolution", lambda rows: f"{rows[0]['height']}x{rows[0]['width']}", numeric=False
     )
     tied = any(len(leaders(rows, name)) > 1 for rows in scene.sizes.values() for name in scene.columns)
-    note = "Several blocks in a cell are not told apart: their intervals overlap, or their memory is within 1 %."
+    note = (
+        "Several blocks in a cell are not told apart: their intervals overlap, or their memory is within 1 %."
+    )
     return Table(
         f"Cheapest at each resolution: {scene.title}",
         [size, *map(winner, scene.columns)],
