@@ -10,6 +10,7 @@ from typing import Any, Generic, TypeVar
 
 MISSING = "–"
 NAME = re.compile(r"`([\w.,;:=/+'\[\] -]{1,200})`", re.ASCII)  # of a block, in a sentence
+MARKED = re.compile(r"[\\`*_\[\]~$#@&<>|]|  ")  # what means something in Markdown
 R = TypeVar("R")
 
 
@@ -129,5 +130,8 @@ def markdown_prose(text: str) -> str:
 
 def escape_markdown(text: str) -> str:
     """One line of text that neither ends a table cell nor starts HTML or emphasis."""
-    text = re.sub(" +", " ", printable(text))
+    text = printable(text)
+    if not MARKED.search(text):
+        return text
+    text = re.sub(" +", " ", text)
     return re.sub(r"[&<>|]", lambda mark: f"&#{ord(mark[0])};", re.sub(r"([\\`*_\[\]~$#@])", r"\\\1", text))

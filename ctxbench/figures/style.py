@@ -85,8 +85,9 @@ class Picture:
         """The figure with all in its place, so that each file of it need not be laid out anew."""
         with drawing():
             figure = self.draw()
-            figure.draw_without_rendering()
-            figure.set_layout_engine("none")
+            if engine := figure.get_layout_engine():
+                engine.execute(figure)
+                figure.set_layout_engine("none")
             return figure
 
     @cached_property
