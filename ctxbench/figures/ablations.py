@@ -11,11 +11,12 @@ from functools import partial
 from matplotlib.figure import Figure
 
 from ctxbench.figures.costs import MACS, WHAT, fewer
-from ctxbench.figures.inputs import LATENCY, Group, by_machine, courses, resolution
+from ctxbench.figures.inputs import Group, by_machine, courses, resolution
 from ctxbench.figures.labels import label_ends
 from ctxbench.figures.style import MOST, WIDTH, Looks, Picture, height_for, look_of, short, slug
 from ctxbench.figures.ticks import heading, named_ticks, plain_numbers, titled
 from ctxbench.record import METRICS, Row
+from ctxbench.reports.contests import LATENCY
 from ctxbench.reports.scores import SCORES, entries_of, metric_of, title_of
 
 LARGEST = 1e15  # of a number on an axis

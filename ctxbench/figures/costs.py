@@ -10,13 +10,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ctxbench.figures.frontier import draw_frontier, pareto
-from ctxbench.figures.inputs import LATENCY, Course, Group, courses, drawable, left_out, resolution, usable
+from ctxbench.figures.inputs import Course, Group, courses, drawable, left_out, resolution, usable
 from ctxbench.figures.labels import label_ends, label_points
 from ctxbench.figures.style import AROUND, MOST, SMALL, WIDTH, Looks, Picture, height_for
 from ctxbench.figures.ticks import heading, named_ticks, plain_numbers, titled
 from ctxbench.record import METRICS, Row
+from ctxbench.reports.contests import LATENCY, MEMORY
 
-MACS, MEMORY = "macs_total", "memory_predicted_bytes"
+MACS = "macs_total"
 WHAT = {
     LATENCY: ("latency", "Latency"),
     MEMORY: ("memory", "Predicted peak memory"),

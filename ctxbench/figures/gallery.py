@@ -9,8 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from ctxbench.figures import ablations, claims
-from ctxbench.figures.costs import MACS, MEMORY, latency_against_memory, over_resolution
-from ctxbench.figures.inputs import LATENCY, by_input, by_machine
+from ctxbench.figures.costs import MACS, latency_against_memory, over_resolution
+from ctxbench.figures.inputs import by_input, by_machine
 from ctxbench.figures.predictions import predictions
 from ctxbench.figures.rooflines import roofline
 from ctxbench.figures.scores import cues, scores
@@ -18,6 +18,7 @@ from ctxbench.figures.style import Looks, Picture, looks
 from ctxbench.figures.tradeoffs import tradeoff
 from ctxbench.figures.updates import updates
 from ctxbench.record import Row
+from ctxbench.reports.contests import LATENCY, MEMORY
 from ctxbench.reports.repeatability import pooled
 from ctxbench.reports.scores import groups_of
 

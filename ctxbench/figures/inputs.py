@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from ctxbench.figures.style import CONTROL, short
+from ctxbench.figures.style import short
 from ctxbench.record import FAILED, Row
+from ctxbench.reports.contests import CONTROL, LATENCY
 from ctxbench.reports.inputs import machine
 from ctxbench.reports.leaderboards import trusted
 
 INPUT = ("mode", "batch", "channels", "dtype")
 MACHINE = ("compiled", "env_hash")
-LATENCY = "latency_ms_median"
 
 
 @dataclass(frozen=True)

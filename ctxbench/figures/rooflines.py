@@ -9,11 +9,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ctxbench.figures.costs import fewer
-from ctxbench.figures.inputs import LATENCY, Course, Group, courses
+from ctxbench.figures.inputs import Course, Group, courses
 from ctxbench.figures.labels import End, label_points
 from ctxbench.figures.style import MOST, SMALL, WIDTH, Looks, Picture, height_for
 from ctxbench.figures.ticks import heading, plain_numbers, titled
 from ctxbench.record import Row
+from ctxbench.reports.contests import LATENCY
 from ctxbench.tables import number
 
 BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}

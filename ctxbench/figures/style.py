@@ -20,6 +20,7 @@ from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 
 from ctxbench.families import families
+from ctxbench.reports.contests import CONTROL
 from ctxbench.tables import printable
 
 Look = dict[str, Any]  # how a line is drawn: keywords of Axes.plot
@@ -27,7 +28,6 @@ Looks = dict[str, Look]  # of each spec
 
 # A hue for each family (Okabe and Ito's palette, told apart by colour-blind readers), in shades that differ
 # in grey print too; a marker for each block of a family; a line and a filling for each variant of a block.
-CONTROL = "control"
 HUES = {
     "decomposition": "#D55E00",
     "attention": "#0072B2",

@@ -7,10 +7,10 @@ from functools import partial
 from matplotlib.figure import Figure
 
 from ctxbench.figures.costs import fewer
-from ctxbench.figures.inputs import LATENCY
 from ctxbench.figures.style import AROUND, LINE, MOST, NAME, WIDTH, Looks, Picture, short
 from ctxbench.figures.ticks import wrapped
 from ctxbench.record import METRICS, Row
+from ctxbench.reports.contests import LATENCY
 from ctxbench.reports.inputs import group_title, machine
 from ctxbench.reports.leaderboards import leaderboard_key
 

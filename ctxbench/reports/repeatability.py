@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from statistics import median
 
 from ctxbench.record import Row
+from ctxbench.reports.contests import LATENCY
 from ctxbench.reports.inputs import group_title
 from ctxbench.reports.leaderboards import leaderboard_key, preempted
 from ctxbench.tables import Column, Table, number
 
 REPEATABLE = 0.10  # the spread up to which a cell counts as repeatable
-METRIC, LATENCY = "latency_ref_ratio", "latency_ms_median"
+METRIC = "latency_ref_ratio"
 MOST_NAMED = 3
 TIMES = (
     LATENCY,
