@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 __all__ = [
+    "ChannelNorm",
     "ContextBlock",
     "batch_mean",
     "conv1x1",
@@ -18,15 +19,18 @@ __all__ = [
     "flat",
     "full_precision",
     "he_fan_out_",
+    "open_sides",
     "require_divisible",
     "require_positive",
     "squared_length",
     "unit",
+    "weighted",
+    "wide_precision",
 ]
 
 
 class ContextBlock(nn.Module, ABC):
-    """A map (B, C, H, W) -> (B, C, H, W) that lets a pixel see the whole image, residual included.
+    """A map (B, C, H, W) -> (B, C, H, W) that lets a pixel see the whole image, whatever joins that to the input included.
 
     A subclass promises: it never modifies its input; all buffers exist at construction; in
     evaluation it writes no state and gives the same output for the same input; outside batch
@@ -53,6 +57,10 @@ class ContextBlock(nn.Module, ABC):
         work, normalisation, softmax and the factorisation of an R x R matrix are left out.
         """
 
+    def spared_macs(self, height: int, width: int) -> int:
+        """MACs that the authors' published code spends beyond `macs`, for the same result."""
+        return 0
+
     @abstractmethod
     def param_count(self) -> int:
         """Number of parameters (weights, biases, gates; not buffers), derived on paper."""
@@ -78,9 +86,10 @@ def conv1x1(inputs: int, outputs: int, bias: bool = True) -> nn.Conv2d:
     return nn.Conv2d(inputs, outputs, 1, bias=bias)
 
 
-def conv_bn_relu(inputs: int, outputs: int, kernel: int = 1) -> nn.Sequential:
+def conv_bn_relu(inputs: int, outputs: int, kernel: int = 1, dilation: int = 1) -> nn.Sequential:
+    padding = kernel // 2 * dilation
     return nn.Sequential(
-        nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=False),
+        nn.Conv2d(inputs, outputs, kernel, padding=padding, dilation=dilation, bias=False),
         nn.BatchNorm2d(outputs),
         nn.ReLU(inplace=True),
     )
@@ -91,17 +100,33 @@ def flat(x: Tensor) -> Tensor:
     return x.flatten(2)
 
 
+def weighted(values: Tensor, weights: Tensor) -> Tensor:
+    """Values (..., C, M), weighted for each of N positions by weights (..., N, M): (..., C, N).
+
+    Multiplied in this order, the weights' gradient comes in their own layout; in the other, the
+    softmax before them copies a map of N x M in every backward.
+    """
+    return (weights @ values.mT).mT
+
+
 def squared_length(x: Tensor) -> Tensor:
-    """Sum of squares over dimension 1, which stays with size one: (G, D, N) -> (G, 1, N)."""
-    return x.square().sum(dim=1, keepdim=True)
+    """Sum of squares of every column: (..., D, N) -> (..., 1, N)."""
+    return x.square().sum(dim=-2, keepdim=True)
 
 
 def unit(x: Tensor, eps: float = 1e-12) -> Tensor:
-    """x over its length along dimension 1; what is shorter than `eps` is divided by `eps`.
+    """The columns of x (..., D, N) over their lengths; one shorter than `eps` is divided by `eps`.
 
     Zero in, zero out, with a finite gradient.
     """
     return x * torch.rsqrt(squared_length(x).clamp_min(eps**2))
+
+
+class ChannelNorm(nn.LayerNorm):
+    """Layer normalisation of every pixel over its channels: (B, C, H, W) -> (B, C, H, W)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.movedim(1, -1)).movedim(-1, 1)
 
 
 def he_fan_out_(module: nn.Module) -> None:
@@ -110,6 +135,11 @@ def he_fan_out_(module: nn.Module) -> None:
         if isinstance(layer, nn.Conv2d):
             fan_out = math.prod(layer.kernel_size) * layer.out_channels
             nn.init.normal_(layer.weight, 0.0, math.sqrt(2.0 / fan_out))
+
+
+def open_sides(x: Tensor) -> bool:
+    """Whether a program is being exported that leaves height or width of x open."""
+    return torch.compiler.is_exporting() and any(isinstance(side, torch.SymInt) for side in x.shape[2:])
 
 
 @contextlib.contextmanager
@@ -125,6 +155,13 @@ def full_precision(x: Tensor) -> Iterator[torch.dtype]:
     dtype = torch.promote_types(x.dtype, torch.float32) if raised else x.dtype
     with torch.autocast(device, enabled=False) if autocast else contextlib.nullcontext():
         yield dtype
+
+
+@contextlib.contextmanager
+def wide_precision(x: Tensor) -> Iterator[torch.dtype]:
+    """As `full_precision`, and bfloat16 becomes float32 too: for exponents, scans, inverses and FFTs."""
+    with full_precision(x) as dtype:
+        yield torch.promote_types(dtype, torch.float32)
 
 
 def batch_mean(update: Tensor) -> Tensor:

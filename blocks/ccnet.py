@@ -51,7 +51,7 @@ def criss_cross(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     title="Criss-cross attention",
     family="attention",
     summary="attends along the row and the column of a pixel; twice in turn reaches every pixel",
-    complexity="O(n (h + w) d)",
+    complexity="O(n d^2 + n (h + w) d)",
     formula="X <- X + gamma V softmax(Q^T K over row and column)^T, applied `recurrence` times",
     paper=CCNET,
 )

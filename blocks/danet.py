@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from blocks.base import ContextBlock, conv1x1, conv_bn_relu, flat, full_precision
+from blocks.base import ContextBlock, conv1x1, conv_bn_relu, flat, full_precision, weighted
 from blocks.registry import Paper, register
 
 DANET = Paper(
@@ -39,7 +39,7 @@ def channel_attention(x: Tensor) -> Tensor:
     title="Dual attention",
     family="attention",
     summary="position attention with C/8 queries beside channel attention, summed",
-    complexity="O(n^2 d + n d^2)",
+    complexity="O(n d^2 + n^2 d)",
     formula="Y = X + g_p V softmax(Q^T K)^T + g_c softmax(-X X^T) X;  with convs: the sum of both branches' 3x3 convs",
     paper=DANET,
 )
@@ -76,7 +76,7 @@ class DualAttention(ContextBlock):
 
     def position_attention(self, x: Tensor) -> Tensor:
         weights = torch.softmax(flat(self.query(x)).mT @ flat(self.key(x)), dim=-1)  # (B, N, N)
-        return (flat(self.value(x)) @ weights.mT).reshape(x.shape)
+        return weighted(flat(self.value(x)), weights).reshape(x.shape)
 
     def macs(self, height: int, width: int) -> int:
         c, inner, n = self.channels, self.inner, height * width

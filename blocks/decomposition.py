@@ -9,25 +9,31 @@ from __future__ import annotations
 import contextlib
 import math
 from abc import ABC, abstractmethod
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
-from blocks.base import batch_mean, full_precision, require_divisible, require_positive, squared_length, unit
+from blocks import nmf_triton
+from blocks.base import batch_mean, full_precision, require_divisible, require_positive, unit
 from blocks.update_rules import (
     EPS,
-    cluster_means,
+    Tiles,
+    in_tiles,
     indexed_uniform,
     inverse_norm,
-    nmf_bases,
     nmf_codes,
+    nmf_iteration,
     ridge_codes,
     soft_assignment,
+    soft_clusters,
+    wide,
 )
 
 Gradient = Literal["one-step", "bptt"]
 Dictionary = Literal["random", "frozen", "learned"]
+Implementation = Literal["auto", "reference", "triton"]
 
 DICTIONARY_MOMENTUM = 0.9  # the weight of the newest bases in a learned dictionary
 
@@ -55,6 +61,7 @@ class Decomposition(nn.Module, ABC):
         gradient: Gradient,
         dictionary: Dictionary,
         spatial: bool,
+        impl: Implementation,
     ) -> None:
         super().__init__()
         require_positive(rank=rank, heads=heads, train_steps=train_steps, eval_steps=eval_steps)
@@ -66,7 +73,7 @@ class Decomposition(nn.Module, ABC):
             )
         self.channels, self.rank, self.heads = channels, rank, heads
         self.train_steps, self.eval_steps = train_steps, eval_steps
-        self.gradient, self.dictionary, self.spatial = gradient, dictionary, spatial
+        self.gradient, self.dictionary, self.spatial, self.impl = gradient, dictionary, spatial, impl
         bases = unit(self.fill(torch.empty(heads, channels // heads, rank))) if spatial else None
         self.register_buffer("bases", bases)  # (heads, D, R)
 
@@ -83,16 +90,20 @@ class Decomposition(nn.Module, ABC):
         """Uniform numbers in (0, 1), turned into numbers of that kind."""
 
     @abstractmethod
-    def decompose(self, x: Tensor, bases: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Iterate from the first bases: (G, D, N), (G, D, R) -> final bases and, if used, codes."""
+    def iterate(self, tiles: Tiles, bases: Tensor) -> tuple[Tensor, Tiles]:
+        """All iterations from the first bases: columns of X, (D, R) -> final bases and, if used, codes."""
 
     @abstractmethod
     def final_codes(self, x: Tensor, bases: Tensor, codes: Tensor | None) -> Tensor:
-        """The codes (G, N, R) that the output is built from, given the final bases."""
+        """The codes (G, R, N) that the output is built from, given the final bases."""
 
     @abstractmethod
     def core_macs(self, d: int, n: int) -> int:
         """Multiply-accumulates for one D x N matrix."""
+
+    def core_spared(self, d: int, n: int) -> int:
+        """What the authors' code spends beyond that."""
+        return 0
 
     # What they share:
 
@@ -109,7 +120,11 @@ class Decomposition(nn.Module, ABC):
             codes = self.final_codes(columns, bases, codes)
             if self.training and self.dictionary == "learned":
                 self.learn(bases)
-            return self.from_columns(bases @ codes.mT, x)
+            return self.from_columns(bases @ codes, x)
+
+    def decompose(self, x: Tensor, bases: Tensor) -> tuple[Tensor, Tensor | None]:
+        """(G, D, N) and first bases (G, D, R) -> final bases and, if used, codes (G, R, N)."""
+        return in_tiles(self.iterate, x, bases, whole=self.impl == "reference")
 
     def to_columns(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> X (G, D, N)."""
@@ -140,9 +155,15 @@ class Decomposition(nn.Module, ABC):
         self.bases.copy_(unit(self.bases.lerp(target, DICTIONARY_MOMENTUM)))
 
     def macs(self, height: int, width: int) -> int:
+        return self.heads * self.core_macs(*self.sides(height, width))
+
+    def spared_macs(self, height: int, width: int) -> int:
+        return self.heads * self.core_spared(*self.sides(height, width))
+
+    def sides(self, height: int, width: int) -> tuple[int, int]:
+        """D and N of the matrices."""
         rows, columns = self.channels // self.heads, height * width
-        d, n = (rows, columns) if self.spatial else (columns, rows)
-        return self.heads * self.core_macs(d, n)
+        return (rows, columns) if self.spatial else (columns, rows)
 
     def extra_repr(self) -> str:
         names = (
@@ -154,12 +175,23 @@ class Decomposition(nn.Module, ABC):
             "gradient",
             "dictionary",
             "spatial",
+            "impl",
         )
         return ", ".join(f"{name}={getattr(self, name)}" for name in names)
 
 
 class NMF(Decomposition):
-    """Non-negative matrix factorisation by multiplicative updates; X must not be negative."""
+    """Non-negative matrix factorisation by multiplicative updates; X must not be negative.
+
+    Raises:
+        ValueError: for Triton's kernel with a gradient through the iterations, which it has not.
+        RuntimeError: in a forward, where Triton's kernel cannot run.
+    """
+
+    def __init__(self, channels: int, **options: Any) -> None:
+        super().__init__(channels, **options)
+        if self.impl == "triton" and self.gradient == "bptt":
+            raise ValueError("impl='triton' has no gradient='bptt'; use 'one-step', or impl='auto'")
 
     @staticmethod
     def fill(empty: Tensor) -> Tensor:
@@ -169,20 +201,28 @@ class NMF(Decomposition):
     def from_uniform(uniform: Tensor) -> Tensor:
         return uniform
 
-    def decompose(self, x: Tensor, bases: Tensor) -> tuple[Tensor, Tensor]:
-        codes = torch.softmax(x.mT @ bases, dim=-1)
+    def decompose(self, x: Tensor, bases: Tensor) -> tuple[Tensor, Tensor | None]:
+        # Neither the estimate of costs nor the gate's float64 is for the kernel.
+        if self.impl == "triton" and not x.is_meta and x.dtype != torch.float64:
+            nmf_triton.require(x, self.rank)
+            return nmf_triton.nmf(x, bases, self.steps)
+        return super().decompose(x, bases)
+
+    def iterate(self, tiles: Tiles, bases: Tensor) -> tuple[Tensor, Tiles]:
+        codes: Sequence[Tensor | None] = [None] * len(tiles)
         for _ in range(self.steps):
-            codes = nmf_codes(x, bases, codes)
-            bases = nmf_bases(x, bases, codes)
-        return bases, codes
+            bases, codes = nmf_iteration(tiles, bases, codes)
+        return bases, cast(Tiles, codes)
 
     def final_codes(self, x: Tensor, bases: Tensor, codes: Tensor | None) -> Tensor:
-        assert codes is not None
-        return nmf_codes(x, bases, codes)
+        return nmf_codes(x, bases, bases.mT @ bases, codes)
 
     def core_macs(self, d: int, n: int) -> int:
         r, t = self.rank, self.steps
-        return (2 * t + 3) * n * d * r + (2 * t + 1) * (n + d) * r * r
+        return (2 * t + 2) * n * d * r + (2 * t + 1) * (n + d) * r * r
+
+    def core_spared(self, d: int, n: int) -> int:
+        return n * d * self.rank  # the first product, which it computes twice
 
 
 class SoftClustering(Decomposition):
@@ -201,19 +241,19 @@ class SoftClustering(Decomposition):
     def from_uniform(uniform: Tensor) -> Tensor:
         return math.sqrt(2) * torch.erfinv(2 * uniform - 1)
 
-    def decompose(self, x: Tensor, bases: Tensor) -> tuple[Tensor, None]:
-        scale = self.inv_t * inverse_norm(x)  # (G, N, 1)
+    def iterate(self, tiles: Tiles, bases: Tensor) -> tuple[Tensor, Tiles]:
+        scales = [self.inv_t * inverse_norm(tile) for tile in tiles]  # (1, columns) each
         for _ in range(self.steps):
-            bases = self.new_bases(x, soft_assignment(x, self.unit_bases(bases), scale))
-        return bases, None
+            bases = self.new_bases(soft_clusters(tiles, self.unit_bases(bases), scales)[0])
+        return bases, ()
 
     @abstractmethod
     def unit_bases(self, bases: Tensor) -> Tensor:
         """The bases with columns of length one, for the cosine."""
 
     @abstractmethod
-    def new_bases(self, x: Tensor, codes: Tensor) -> Tensor:
-        """The bases that follow from the codes."""
+    def new_bases(self, means: Tensor) -> Tensor:
+        """The bases that follow from the clusters' means."""
 
 
 class CD(SoftClustering):
@@ -227,15 +267,18 @@ class CD(SoftClustering):
     def unit_bases(self, bases: Tensor) -> Tensor:
         return bases
 
-    def new_bases(self, x: Tensor, codes: Tensor) -> Tensor:
-        return unit(cluster_means(x, codes), EPS)
+    def new_bases(self, means: Tensor) -> Tensor:
+        return unit(means, EPS)
 
     def final_codes(self, x: Tensor, bases: Tensor, codes: Tensor | None) -> Tensor:
         return ridge_codes(x, bases, self.ridge)
 
     def core_macs(self, d: int, n: int) -> int:
         r, t = self.rank, self.steps
-        return (2 * t + 2) * n * d * r + (n + d) * r * r
+        return (2 * t + 2) * n * d * r + d * r * r
+
+    def core_spared(self, d: int, n: int) -> int:
+        return n * self.rank**2  # the inverse, which it applies to the codes and not to the bases
 
 
 class VQ(SoftClustering):
@@ -244,12 +287,12 @@ class VQ(SoftClustering):
     def unit_bases(self, bases: Tensor) -> Tensor:
         return unit(bases, EPS)
 
-    def new_bases(self, x: Tensor, codes: Tensor) -> Tensor:
-        return cluster_means(x, codes)
+    def new_bases(self, means: Tensor) -> Tensor:
+        return means
 
     def final_codes(self, x: Tensor, bases: Tensor, codes: Tensor | None) -> Tensor:
         # The norm is a constant to the gradient, as in the official code.
-        length = squared_length(x.detach()).sqrt().mT  # (G, N, 1)
+        length = torch.linalg.vector_norm(x.detach(), dim=1, keepdim=True, dtype=wide(x))  # (G, 1, N)
         return soft_assignment(x, self.unit_bases(bases), self.inv_t / (length + EPS))
 
     def core_macs(self, d: int, n: int) -> int:

@@ -18,7 +18,7 @@ from blocks.base import (
     squared_length,
 )
 from blocks.registry import Paper, register
-from blocks.update_rules import EPS, cluster_means
+from blocks.update_rules import EPS, Iterate, Tiles, in_tiles, soft_clusters
 
 EMANET = Paper(
     title="Expectation-Maximization Attention Networks for Semantic Segmentation",
@@ -40,16 +40,19 @@ def soft_unit(x: Tensor) -> Tensor:
     return x / (squared_length(x).sqrt() + EPS)
 
 
-def expectation_maximisation(x: Tensor, bases: Tensor, steps: int) -> tuple[Tensor, Tensor]:
-    """Soft clustering of the pixels of x (B, C, N), from bases (B, C, K).
-
-    Returns:
-        The last responsibilities (B, N, K) and the bases (B, C, K) that follow from them.
+def expectation_maximisation(steps: int) -> Iterate:
+    """Soft clustering of pixels: tiles of X (C, N), bases (C, K) -> the bases that follow from the last
+    responsibilities, and these, (K, columns) of each tile.
     """
-    for _ in range(steps):
-        codes = torch.softmax(x.mT @ bases, dim=-1)  # E-step
-        bases = soft_unit(cluster_means(x, codes))  # M-step
-    return codes, bases
+
+    def iterate(tiles: Tiles, bases: Tensor) -> tuple[Tensor, Tiles]:
+        codes: Tiles = ()
+        for _ in range(steps):  # E-step and M-step
+            means, codes = soft_clusters(tiles, bases, [1.0] * len(tiles))
+            bases = soft_unit(means)
+        return bases, codes
+
+    return iterate
 
 
 @register(
@@ -57,7 +60,7 @@ def expectation_maximisation(x: Tensor, bases: Tensor, steps: int) -> tuple[Tens
     title="Expectation-maximisation attention",
     family="decomposition",
     summary="reconstructs pixels from bases found by EM; the bases start from a moving average",
-    complexity="O(n d r)",
+    complexity="O(n d^2 + n d r)",
     formula="Y = ReLU(X + BN(W_2 ReLU(M Z^T)));  Z = softmax(X'^T M),  M = unit(X' Z / sum(Z)),  X' = W_1 X",
     paper=EMANET,
 )
@@ -101,12 +104,12 @@ class EMA(ContextBlock):
         projected = self.project(x)
         with full_precision(projected) as dtype:
             columns = flat(projected).to(dtype)
-            codes, bases = expectation_maximisation(
-                columns, self.bases.to(dtype).expand(x.shape[0], -1, -1), self.steps
-            )
+            first = self.bases.to(dtype).expand(x.shape[0], -1, -1)
+            bases, codes = in_tiles(expectation_maximisation(self.steps), columns, first)
+            assert codes is not None
             if self.training:
                 self.bases.lerp_(batch_mean(bases)[None].to(self.bases.dtype), 1 - self.momentum)
-            return torch.relu_(bases @ codes.mT).reshape(x.shape).to(projected.dtype)
+            return torch.relu_(bases @ codes).reshape(x.shape).to(projected.dtype)
 
     def macs(self, height: int, width: int) -> int:
         c, n = self.channels, height * width

@@ -9,6 +9,7 @@ The momentum of batch normalisation belongs to a training recipe (HamNet: 3e-4) 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any, ClassVar, Literal, cast
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from blocks.base import ContextBlock, conv1x1, conv_bn_relu, he_fan_out_, require_divisible, require_positive
 from blocks.decomposition import CD, NMF, VQ, Decomposition, Dictionary, Gradient
-from blocks.registry import Paper, register
+from blocks.registry import ExportLimit, Paper, register
 
 HAMBURGER = Paper(
     title="Is Attention Better Than Matrix Decomposition?",
@@ -49,6 +50,10 @@ class Hamburger(ContextBlock):
             each training forward, fixed in evaluation; "frozen": always the same; "learned": a
             moving average of the final bases, updated in training only.
         spatial: True: the columns that are explained are pixels; False: they are channels.
+        impl: how the iterations are calculated. "auto": on a CPU by tiles of columns that fit its
+            caches; "reference": by products of whole matrices; "triton" (NMF alone): by a kernel
+            that reads the input once per iteration, on NVIDIA GPUs, without "bptt"; in float64, which
+            it lacks, as "auto". Tiles depend on the number of threads, and so do the last digits.
         cheese_factor: by how much the cheese narrows the latent width ("v2+").
         dual: two hams side by side, one of pixels and one of channels, `latent` wide each ("v2+").
 
@@ -71,6 +76,7 @@ class Hamburger(ContextBlock):
         gradient: Gradient = "one-step",
         dictionary: Dictionary = "random",
         spatial: bool = True,
+        impl: Literal["auto", "reference"] = "auto",
         cheese_factor: int = 1,
         dual: bool = False,
         **ham_options: Any,
@@ -92,6 +98,7 @@ class Hamburger(ContextBlock):
             "eval_steps": eval_steps,
             "gradient": gradient,
             "dictionary": dictionary,
+            "impl": impl,
         }
         views = (True, False) if dual else (spatial,)
         width = latent * len(views)
@@ -144,7 +151,10 @@ class Hamburger(ContextBlock):
         n, bread = height * width, 2 * self.channels * self.width
         if self.version != "v1":
             bread = self.channels * self.width + self.width * self.narrow + self.narrow * self.channels
-        return n * bread + sum(cast(Decomposition, ham).macs(height, width) for ham in self.hams)
+        return n * bread + sum(ham.macs(height, width) for ham in cast(Iterable[Decomposition], self.hams))
+
+    def spared_macs(self, height: int, width: int) -> int:
+        return sum(ham.spared_macs(height, width) for ham in cast(Iterable[Decomposition], self.hams))
 
     def param_count(self) -> int:
         c, w, q = self.channels, self.width, self.narrow
@@ -159,12 +169,18 @@ class Hamburger(ContextBlock):
     title="Hamburger with non-negative matrix factorisation",
     family="decomposition",
     summary="explains the feature map by a few non-negative bases, found by multiplicative updates",
-    complexity="O(n d r)",
+    complexity="O(n d^2 + n d r)",
     formula="Y = ReLU(X + W_u D C^T);  D, C = NMF(ReLU(W_l X)):  C *= X^T D / C D^T D,  D *= X C / D C^T C",
     paper=HAMBURGER,
+    limits=(ExportLimit("ONNX", "it has no such kernel", only=("impl", "triton")),),
 )
 class HamNMF(Hamburger):
     ham_class = NMF
+
+    def __init__(
+        self, channels: int, *, impl: Literal["auto", "reference", "triton"] = "auto", **options: Any
+    ) -> None:
+        super().__init__(channels, impl=cast(Any, impl), **options)
 
 
 @register(
@@ -172,9 +188,10 @@ class HamNMF(Hamburger):
     title="Hamburger with concept decomposition",
     family="decomposition",
     summary="clusters the feature map by cosine, then fits codes by ridge least squares",
-    complexity="O(n d r)",
+    complexity="O(n d^2 + n d r)",
     formula="Y = ReLU(X + W_u D C^T);  C = softmax(cos(X, D) / T),  D = unit(X C);  at last C = X^T D (D^T D + b I)^-1",
     paper=HAMBURGER,
+    limits=(ExportLimit("ONNX", "it has no Cholesky factorisation"),),
 )
 class HamCD(Hamburger):
     """Args: inv_t: inverse temperature of the assignment. ridge: of the least squares."""
@@ -190,9 +207,13 @@ class HamCD(Hamburger):
     title="Hamburger with soft vector quantisation",
     family="decomposition",
     summary="replaces each pixel by a soft mixture of cluster means",
-    complexity="O(n d r)",
+    complexity="O(n d^2 + n d r)",
     formula="Y = ReLU(X + W_u D C^T);  C = softmax(cos(X, D) / T),  D = X C / sum(C)",
     paper=HAMBURGER,
+    limits=(
+        ExportLimit("ONNX", "it has no inverse error function", only=("spatial", False)),
+        ExportLimit("ONNX", "it has no inverse error function", only=("dual", True)),
+    ),
 )
 class HamVQ(Hamburger):
     """Args: inv_t: inverse temperature of the assignment."""
@@ -208,7 +229,7 @@ class HamVQ(Hamburger):
     title="Hamburger of the Light-Ham heads",
     family="decomposition",
     summary="NMF differentiated through all its steps, with group normalisation",
-    complexity="O(n d r)",
+    complexity="O(n d^2 + n d r)",
     formula="Y = ReLU(X + GN(W_u D C^T));  D, C = NMF(ReLU(W_l X)), back-propagated through all T steps",
     paper=HAMBURGER,
 )

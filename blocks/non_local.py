@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from blocks.base import ContextBlock, conv1x1, flat
+from blocks.base import ContextBlock, conv1x1, flat, weighted
+from blocks.pooling import halve, halved
 from blocks.registry import Paper, register
 
 NON_LOCAL = Paper(
@@ -33,7 +34,7 @@ SOFTMAX_MODES = ("embedded-gaussian", "gaussian")
     title="Non-local block",
     family="attention",
     summary="attention at half width behind a batch normalisation that starts at zero",
-    complexity="O(n^2 d)",
+    complexity="O(n d^2 + n^2 d)",
     formula="Y = X + BN(W G f(Theta, Phi)^T);  f = softmax(Theta^T Phi), Theta^T Phi / m, ReLU(w [Theta; Phi]) / m",
     paper=NON_LOCAL,
 )
@@ -79,7 +80,7 @@ class NonLocal(ContextBlock):
 
     def forward(self, x: Tensor) -> Tensor:
         values = flat(self.pooled(self.value(x)))  # (B, C', M)
-        context = values @ self.affinity(x).mT  # (B, C', N)
+        context = weighted(values, self.affinity(x))  # (B, C', N)
         return x + self.out(context.reshape(x.shape[0], self.inner, *x.shape[2:]))
 
     def affinity(self, x: Tensor) -> Tensor:
@@ -98,16 +99,13 @@ class NonLocal(ContextBlock):
         pairs = (for_query @ query).mT + for_key @ key  # (B, N, 1) + (B, 1, M)
         return F.relu_(pairs) / key.shape[-1]
 
-    def window(self, height: int, width: int) -> tuple[int, int]:
-        return (min(2, height), min(2, width)) if self.sub_sample else (1, 1)
-
     def pooled(self, x: Tensor) -> Tensor:
-        return F.max_pool2d(x, self.window(*x.shape[2:])) if self.sub_sample else x
+        return halve(x) if self.sub_sample else x
 
     def macs(self, height: int, width: int) -> int:
         c, inner, n = self.channels, self.inner, height * width
-        down, across = self.window(height, width)
-        m = (height // down) * (width // across)
+        down, across = halved(height, width) if self.sub_sample else (height, width)
+        m = down * across
         if self.mode == "gaussian":
             return 2 * n * c * inner + n * m * (c + inner)
         if self.mode == "concat":

@@ -90,6 +90,27 @@ def in_range(value: object) -> bool:
 
 
 @dataclass(frozen=True)
+class ExportLimit:
+    """What an exported block cannot do.
+
+    Attributes:
+        program: what it is exported to.
+        why: in a few words.
+        sizes: it exports, and holds for the height and width of the example alone.
+        only: the option with which this is so, and its value; None: always.
+    """
+
+    program: Literal["torch.export", "ONNX"]
+    why: str
+    sizes: bool = False
+    only: tuple[str, Any] | None = None
+
+    def applies(self, options: Mapping[str, Any]) -> bool:
+        """Whether it concerns a block with these options (all of them, defaults included)."""
+        return self.only is None or options[self.only[0]] == self.only[1]
+
+
+@dataclass(frozen=True)
 class BlockInfo:
     """What the catalogue knows of a block without building it."""
 
@@ -101,6 +122,7 @@ class BlockInfo:
     complexity: str
     formula: str
     paper: Paper | None
+    limits: tuple[ExportLimit, ...] = ()
 
     def __post_init__(self) -> None:
         if not NAME.fullmatch(self.name):
@@ -122,6 +144,10 @@ class BlockInfo:
             raise ValueError(f"block {self.name!r}: {', '.join(long)} longer than {LONGEST_TEXT} characters")
         if not (self.paper is None or isinstance(self.paper, Paper)):
             raise ValueError(f"block {self.name!r}: paper must be a Paper or None")
+        if not (isinstance(self.limits, tuple) and all(isinstance(it, ExportLimit) for it in self.limits)):
+            raise ValueError(f"block {self.name!r}: limits must be a tuple of ExportLimit")
+        if odd := [it.only[0] for it in self.limits if it.only and it.only[0] not in self.options]:
+            raise ValueError(f"block {self.name!r} has no option {odd[0]!r}, which a limit names")
 
     @property
     def options(self) -> Mapping[str, Option]:
@@ -166,11 +192,13 @@ def register(
     complexity: str,
     formula: str,
     paper: Paper | None,
+    limits: tuple[ExportLimit, ...] = (),
 ) -> Callable[[Class], Class]:
     """Class decorator that adds a `ContextBlock` to the catalogue.
 
     The block's options are the keyword-only parameters of its constructor, with their
-    annotations and defaults.
+    annotations and defaults. `limits` are what it cannot do when exported; none: it exports to both
+    programs, for any height and width.
 
     Raises:
         ValueError: when the name is taken (both places are named), a field is empty, or an option
@@ -178,7 +206,7 @@ def register(
     """
 
     def add(cls: Class) -> Class:
-        block = BlockInfo(name, cls, title, family, summary, complexity, formula, paper)
+        block = BlockInfo(name, cls, title, family, summary, complexity, formula, paper, limits)
         if name in _catalogue:
             raise ValueError(f"two blocks are called {name!r}: {_catalogue[name].place} and {block.place}")
         _options(cls)

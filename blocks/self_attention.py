@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from blocks.base import ContextBlock, conv1x1, require_divisible, require_positive
+from blocks.base import ContextBlock, conv1x1, require_divisible, require_positive, weighted
 from blocks.registry import Paper, register
 
 TRANSFORMER = Paper(
@@ -32,7 +32,7 @@ TRANSFORMER = Paper(
     title="Self-attention",
     family="attention",
     summary="every pixel attends to every pixel; queries, keys, values and output at full width",
-    complexity="O(n^2 d)",
+    complexity="O(n d^2 + n^2 d)",
     formula="Y = X + W_o V softmax(Q^T K / sqrt(d))^T",
     paper=TRANSFORMER,
 )
@@ -76,7 +76,7 @@ class SelfAttention(ContextBlock):
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         if self.scale != 1.0:
             q = q * self.scale
-        return v @ torch.softmax(q.mT @ k, dim=-1).mT
+        return weighted(v, torch.softmax(q.mT @ k, dim=-1))
 
     def attend_fused(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         # Tokens must be contiguous: strided ones fall back to the N x N map without a word.

@@ -1,7 +1,11 @@
 """The update rules of matrix decompositions, as pure functions that read like the papers.
 
-X (D, N) holds in its columns what is to be explained, as X ~ bases @ codes^T with a dictionary
-`bases` (D, R) and `codes` (N, R), R << N. Shapes below carry a leading G: matrices side by side.
+X (D, N) holds in its columns what is to be explained, as X ~ bases @ codes with a dictionary
+`bases` (D, R) and `codes` (R, N), R << N. Any dimensions before these are matrices side by side.
+
+An iteration reads X twice, for bases^T X and for X codes^T. Both are done for one tile of columns
+while it lies in the cache, so that X comes from memory once. What is summed over the tiles is
+summed in float32 at least.
 
 Source: Geng et al., "Is Attention Better Than Matrix Decomposition?", ICLR 2021, sections 2 and 3;
 NMF's updates are Lee & Seung, "Algorithms for Non-negative Matrix Factorization", NIPS 2000.
@@ -10,68 +14,131 @@ NMF's updates are Lee & Seung, "Algorithms for Non-negative Matrix Factorization
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from blocks.base import squared_length
-
 EPS = 1e-6
+TILE_BYTES = 2**20  # of X for each thread: what the second-level cache of today's cores holds
+MIN_TILE = 128  # columns; products with fewer are slow
+Tiles = Sequence[Tensor]
+Iterate = Callable[[Tiles, Tensor], tuple[Tensor, Tiles]]  # tiles of X, bases -> bases, codes of each tile
+
+
+def tile_columns(x: Tensor) -> int | None:
+    """Columns of a tile of X (G, D, N) that fits the caches of a CPU; None: take all of X in one.
+
+    That is for other devices, small matrices, a gradient through the iterations, and a compiler.
+    """
+    whole = x.device.type != "cpu" or (torch.is_grad_enabled() and x.requires_grad)
+    if whole or torch.compiler.is_compiling():
+        return None
+    _, rows, columns = x.shape
+    fitting = TILE_BYTES * torch.get_num_threads() // (max(rows, 1) * x.element_size())
+    return fitting if MIN_TILE <= fitting < columns else None
+
+
+def in_tiles(
+    iterate: Iterate, x: Tensor, bases: Tensor, *, whole: bool = False
+) -> tuple[Tensor, Tensor | None]:
+    """Run `iterate` on X (G, D, N) and first bases (G, D, R), by tiles of one matrix after the other
+    where that is faster, unless X is to be taken `whole`; returns its bases and codes (G, R, N), if it
+    gives codes.
+    """
+    columns = None if whole else tile_columns(x)
+    if columns is None:
+        bases, codes = iterate((x,), bases)
+        return bases, codes[0] if codes else None
+    found = [iterate(matrix.split(columns, dim=1), first) for matrix, first in zip(x, bases, strict=True)]
+    bases = torch.stack([last for last, _ in found])
+    return bases, torch.stack([torch.cat(list(codes), dim=1) for _, codes in found]) if found[0][1] else None
+
+
+def wide(x: Tensor) -> torch.dtype:
+    """The dtype in which sums over the columns of x are kept: float32 at least."""
+    return torch.promote_types(x.dtype, torch.float32)
 
 
 # --- non-negative matrix factorisation -------------------------------------------------------
 
 
-def nmf_codes(x: Tensor, bases: Tensor, codes: Tensor) -> Tensor:
-    """One multiplicative update of the codes: C * (X^T D) / (C D^T D)."""
-    numerator = x.mT @ bases  # (G, N, R)
-    denominator = codes @ (bases.mT @ bases)  # (G, N, R), the R x R Gram matrix first
-    return codes * numerator / (denominator + EPS)
+def nmf_codes(x: Tensor, bases: Tensor, gram: Tensor, codes: Tensor | None) -> Tensor:
+    """One multiplicative update of the codes: C * (D^T X) / (D^T D C), `gram` being D^T D.
+
+    Codes that are None start as the softmax over the bases of D^T X, which is computed once for both.
+    """
+    numerator = bases.mT @ x  # (R, N)
+    if codes is None:
+        codes = torch.softmax(numerator, dim=-2)
+    return numerator.mul_(codes).div_((gram @ codes).add_(EPS))
 
 
-def nmf_bases(x: Tensor, bases: Tensor, codes: Tensor) -> Tensor:
-    """One multiplicative update of the bases: D * (X C) / (D C^T C)."""
-    numerator = x @ codes  # (G, D, R)
-    denominator = bases @ (codes.mT @ codes)  # (G, D, R)
-    return bases * numerator / (denominator + EPS)
+def nmf_bases(bases: Tensor, x_codes: Tensor, codes_gram: Tensor) -> Tensor:
+    """One multiplicative update of the bases: D * (X C^T) / (D C C^T), given X C^T and C C^T."""
+    wide_bases = bases.to(x_codes.dtype)
+    return (wide_bases * x_codes / (wide_bases @ codes_gram + EPS)).to(bases.dtype)
+
+
+def nmf_iteration(tiles: Tiles, bases: Tensor, codes: Sequence[Tensor | None]) -> tuple[Tensor, list[Tensor]]:
+    """Update the codes (R, columns) of each tile, and then the bases (D, R)."""
+    gram = bases.mT @ bases
+    x_codes = torch.zeros_like(bases, dtype=wide(bases))
+    codes_gram = torch.zeros_like(gram, dtype=wide(bases))
+    updated = []
+    for x, old in zip(tiles, codes, strict=True):
+        new = nmf_codes(x, bases, gram, old)
+        x_codes = x_codes + x @ new.mT
+        codes_gram = codes_gram + new @ new.mT
+        updated.append(new)
+    return nmf_bases(bases, x_codes, codes_gram), updated
 
 
 # --- soft clustering: concept decomposition and vector quantisation --------------------------
 
 
 def inverse_norm(x: Tensor, eps: float = 1e-12) -> Tensor:
-    """1 / |column| of x, (G, D, N) -> (G, N, 1); a zero column gets 0, and a gradient of zero."""
-    squared = squared_length(x).mT
-    return torch.where(squared > eps**2, torch.rsqrt(squared.clamp_min(eps**2)), 0)
+    """1 / |column| of x, (D, N) -> (1, N); a zero column gets 0, and a gradient of zero."""
+    length = torch.linalg.vector_norm(x, dim=-2, keepdim=True, dtype=wide(x))
+    return torch.where(length > eps, length.clamp_min(eps).reciprocal(), 0)
 
 
-def soft_assignment(x: Tensor, bases: Tensor, scale: Tensor) -> Tensor:
-    """Softmax over the bases of scaled similarities, (G, N, R): every column's codes sum to one.
+def soft_assignment(x: Tensor, bases: Tensor, scale: Tensor | float = 1.0) -> Tensor:
+    """Softmax over the bases of scaled similarities, (R, N): every column's codes sum to one.
 
-    With `scale` = inverse temperature / |column| and unit bases the similarity is the cosine.
-    Scaling the N x R product spares a normalised copy of the D x N input.
+    With `scale` (1, N) = inverse temperature / |column| and unit bases the similarity is the
+    cosine. Scaling the R x N product spares a normalised copy of the D x N input.
     """
-    return torch.softmax(x.mT @ bases * scale, dim=-1)
+    return torch.softmax(bases.mT @ x * scale, dim=-2).to(x.dtype)
 
 
-def cluster_means(x: Tensor, codes: Tensor) -> Tensor:
-    """The mean of x's columns under each basis's share of the codes, (G, D, R)."""
-    return x @ (codes / (codes.sum(dim=1, keepdim=True) + EPS))
+def soft_clusters(
+    tiles: Tiles, bases: Tensor, scales: Sequence[Tensor | float]
+) -> tuple[Tensor, list[Tensor]]:
+    """The means (D, R) of X's columns under each basis's shares of them, and the shares, by tile."""
+    sums = torch.zeros_like(bases, dtype=wide(bases))
+    weights = torch.zeros_like(sums[..., :1, :])
+    codes = []
+    for x, scale in zip(tiles, scales, strict=True):
+        shares = soft_assignment(x, bases, scale)
+        sums = sums + x @ shares.mT
+        weights = weights + shares.sum(dim=-1, dtype=sums.dtype).unsqueeze(-2)
+        codes.append(shares)
+    return (sums / (weights + EPS)).to(bases.dtype), codes
 
 
 def ridge_codes(x: Tensor, bases: Tensor, ridge: float) -> Tensor:
-    """Codes of least squares with a ridge: X^T D (D^T D + ridge I)^-1.
+    """Codes of least squares with a ridge: (D^T D + ridge I)^-1 D^T X.
 
-    The R x R system is solved once, by Cholesky, then applied to all codes; both never below
-    float32, because the inverse magnifies what rounding does to the Gram matrix.
+    The R x R system is solved by Cholesky for D^T, not for all of X, and never below float32: the
+    inverse magnifies what rounding does to the Gram matrix.
     """
-    dtype = torch.promote_types(x.dtype, torch.float32)
-    precise = bases.to(dtype)
-    identity = torch.eye(bases.shape[-1], device=x.device, dtype=dtype)
-    gram = precise.mT @ precise  # (G, R, R)
+    precise = bases.to(wide(bases))
+    gram = precise.mT @ precise
+    identity = torch.eye(gram.shape[-1], device=x.device, dtype=gram.dtype)
     factor = torch.linalg.cholesky_ex(gram + ridge * identity).L
-    inverse = torch.cholesky_solve(identity.expand_as(gram), factor)
-    return ((x.mT @ bases).to(dtype) @ inverse).to(x.dtype)
+    solution = torch.cholesky_solve(precise.mT, factor)  # (R, D)
+    return solution.to(x.dtype) @ x
 
 
 # --- a dictionary without state --------------------------------------------------------------

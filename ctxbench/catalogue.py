@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import blocks
 from ctxbench.cost import estimate
@@ -16,6 +16,7 @@ from ctxbench.settle import cannot_run
 from ctxbench.spec import BlockSpec, Cell, Grid, parse_blocks
 from ctxbench.tables import MISSING, Column, Table
 
+PROGRAMS: tuple[str, ...] = get_args(get_type_hints(blocks.ExportLimit)["program"])
 COSTS = ("params", "macs", "macs_backward", "memory_predicted_bytes")
 
 
@@ -38,6 +39,15 @@ class Description:
         own = [it for it in classes if it is not blocks.ContextBlock]
         return [inspect.cleandoc(it.__doc__) for it in own if isinstance(it.__doc__, str)]
 
+    @property
+    def exports(self) -> dict[str, str]:
+        """Whether it exports, to each kind of program, and what is lost."""
+        options = self.info.resolve(dict(self.spec.options))
+        return {
+            program: verdict([it for it in self.info.limits if it.program == program], options)
+            for program in PROGRAMS
+        }
+
     def costs_table(self) -> Table[dict[str, Any]]:
         """The costs, in the units that tables show."""
         columns = [
@@ -56,7 +66,7 @@ class Description:
 
     def to_json(self) -> dict[str, Any]:
         """All of it as plain data; memory is in bytes."""
-        chosen = {"spec": self.spec.label, "chosen": dict(self.spec.options)}
+        chosen = {"spec": self.spec.label, "chosen": dict(self.spec.options), "export": self.exports}
         return facts(self.info) | chosen | {"costs": self.costs}
 
 
@@ -71,6 +81,22 @@ def describe(text: str, **axes: Any) -> Description:
         raise UsageError(f"{text!r} selects {len(specs)} blocks; name one")
     cells = Grid(blocks=specs[0].label, modes="infer,train", estimated=True, **axes).cells()
     return Description(specs[0], blocks.info(specs[0].name), [columns_of(cell) for cell in cells])
+
+
+def verdict(limits: list[blocks.ExportLimit], options: dict[str, Any]) -> str:
+    """What the limits of one kind of program mean for a block with these options."""
+    held = [it for it in limits if it.applies(options)]
+    for it in held:
+        if not it.sizes:
+            return f"no: {it.why}"
+    text = "yes, height and width may stay open"
+    if held:
+        text = f"yes, the example's height and width alone: {held[0].why}"
+    others: dict[str, list[str]] = {}
+    for it in limits:
+        if it.only and it not in held:
+            others.setdefault(it.why, []).append("=".join(map(str, it.only)))
+    return "; ".join([text, *(f"not with {' or '.join(given)}: {why}" for why, given in others.items())])
 
 
 def columns_of(cell: Cell) -> dict[str, Any]:
@@ -108,6 +134,7 @@ def facts(info: blocks.BlockInfo) -> dict[str, Any]:
         "formula": info.formula,
         "options": {it.name: {"default": it.default, "kind": it.kind} for it in info.options.values()},
         "paper": asdict(info.paper) if info.paper else None,
+        "export_limits": [asdict(it) for it in info.limits],
     }
 
 

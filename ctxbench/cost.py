@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -70,6 +71,8 @@ NO_ARITHMETIC = {
 
 # The operator into which fused attention, and nothing else, falls apart on meta tensors.
 FUSED_ATTENTION_ON_META = "safe_softmax"
+
+CONV_BACKWARD = torch.ops.aten.convolution_backward
 
 
 @dataclass(frozen=True)
@@ -175,6 +178,26 @@ class Spy(TorchDispatchMode):
         return False
 
 
+def conv_backward(*args: Any, out_val: Any) -> int:
+    """Flops of aten.convolution_backward.
+
+    PyTorch's own formula takes the gradient of a grouped convolution's weight for that of a full
+    one: of a depthwise one, C times too much. It costs what the forward costs.
+    """
+    gradient, x, weight, *others, mask = args
+    transposed = others[4]
+    flops: int = flop_registry[CONV_BACKWARD](
+        gradient, x, weight, *others, [mask[0], False, False], out_val=out_val
+    )
+    if mask[1]:
+        pixels = math.prod((x if transposed else gradient).shape[2:])
+        flops += 2 * x.shape[0] * pixels * weight.numel()
+    return flops
+
+
+FORMULAS = {**flop_registry, CONV_BACKWARD: conv_backward}
+
+
 class OperatorCount(Spy):
     """Counts MACs with the formulas of `torch.utils.flop_counter`, and the calls it has none for."""
 
@@ -188,8 +211,8 @@ class OperatorCount(Spy):
         result = operator(*args, **kwargs)
         packet = operator.overloadpacket
         name = packet.__name__
-        if packet in flop_registry:
-            self.macs += flop_registry[packet](*args, **kwargs, out_val=result) // 2
+        if packet in FORMULAS:
+            self.macs += FORMULAS[packet](*args, **kwargs, out_val=result) // 2
         elif not operator.is_view and name not in NO_ARITHMETIC:
             self.uncounted[name.strip("_")] += 1
         return result

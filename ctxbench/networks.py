@@ -79,7 +79,7 @@ class NetworkCost:
         params, block_params: of all in inference and training, and of the block.
         parts: MACs of each part in inference.
         macs: of all parts.
-        macs_traced: with element-wise products, normalisations and resizes.
+        macs_traced: with element-wise products, normalisations and resizes, and with what the block spares.
         macs_convolutions: of convolutions alone.
         batch, crop: of training.
         memory_train_bytes: predicted peak of a forward and backward, with parameters, gradients and
@@ -198,7 +198,8 @@ def table(costs: list[NetworkCost]) -> Table[NetworkCost]:
     columns.append(Column("training (GiB)", training))
     notes = [
         "Nothing was run. MACs: convolutions and matrix products of one image. Traced: with element-wise "
-        "products, normalisations and resizes, as the counter behind the published numbers of VAN networks.",
+        "products, normalisations and resizes, and with the products that a block spares against its published "
+        "code, as the counter behind the published numbers of VAN networks.",
         "Training: predicted peak of a forward and backward of a batch of crops, without the optimiser's states.",
     ]
     notes += [note for it in costs if (note := explanation(it))]
@@ -295,7 +296,7 @@ def cost_of(cell: SegmentationCell) -> NetworkCost:
         block_params=count(block),
         parts=parts,
         macs=counter.macs,
-        macs_traced=counter.macs + counter.elementwise,
+        macs_traced=counter.macs + counter.elementwise + block.spared_macs(*sizes[0]),
         macs_convolutions=counter.convolutions,
         batch=cell.batch,
         crop=stage.crop,

@@ -25,6 +25,12 @@ def attribute(owner: Any, name: str, value: Any) -> Setting:
     return Setting(lambda: getattr(owner, name), lambda new: setattr(owner, name, new), value)
 
 
+def make_deterministic(wanted: bool) -> None:
+    """Only where it changes something: `use_deterministic_algorithms` imports the whole compiler."""
+    if torch.are_deterministic_algorithms_enabled() != wanted:
+        torch.use_deterministic_algorithms(wanted)
+
+
 CUDA, CUDNN = torch.backends.cuda, torch.backends.cudnn
 BACKENDS: Any = torch.backends  # whose stubs lack the newer settings
 PINNED = (
@@ -51,7 +57,7 @@ PINNED = (
     Setting(CUDA.cudnn_sdp_enabled, CUDA.enable_cudnn_sdp, False),
     Setting(torch.is_grad_enabled, torch.set_grad_enabled, True),
     Setting(torch.get_default_dtype, torch.set_default_dtype, torch.float32),
-    Setting(torch.are_deterministic_algorithms_enabled, torch.use_deterministic_algorithms, False),
+    Setting(torch.are_deterministic_algorithms_enabled, make_deterministic, False),
 )
 
 

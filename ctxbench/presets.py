@@ -7,7 +7,7 @@ from ctxbench.spec import Grid
 PRESETS = {
     # Table 3 of the Hamburger paper: the blocks of it that are in the catalogue.
     "paper": Grid(
-        blocks="self-attn,danet[convs=True],a2,ham-cd,ham-nmf",
+        blocks="self-attn,danet[convs=True],a2,apc,dm,ham-cd,ham-nmf",
         resolutions="128",
         modes="infer,train",
     ),

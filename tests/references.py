@@ -39,13 +39,14 @@ def conv1x1(weights: Weights, name: str, x: Array) -> Array:
     return out
 
 
-def conv3x3(weights: Weights, name: str, x: Array) -> Array:
+def conv3x3(weights: Weights, name: str, x: Array, *, dilation: int = 1) -> Array:
     """(C, H, W) -> (C', H, W): a zero outside the image, no bias."""
     kernel = weights[f"{name}.weight"]  # (C', C, 3, 3)
-    padded = np.pad(x, ((0, 0), (1, 1), (1, 1)))
+    padded = np.pad(x, ((0, 0), (dilation, dilation), (dilation, dilation)))
     out = np.empty((len(kernel), *x.shape[1:]))
     for i, j in np.ndindex(x.shape[1:]):
-        out[:, i, j] = np.tensordot(kernel, padded[:, i : i + 3, j : j + 3], 3)
+        window = padded[:, i : i + 2 * dilation + 1 : dilation, j : j + 2 * dilation + 1 : dilation]
+        out[:, i, j] = np.tensordot(kernel, window, 3)
     return out
 
 
@@ -70,6 +71,53 @@ def max_pool(x: Array) -> Array:
     for i, j in np.ndindex(out.shape[1:]):
         out[:, i, j] = x[:, 2 * i : 2 * i + 2, 2 * j : 2 * j + 2].max((1, 2))
     return out
+
+
+def conv_bn_relu(weights: Weights, name: str, x: Array, *, dilation: int = 1) -> Array:
+    """1x1 or 3x3, as its weights say."""
+    if weights[f"{name}.0.weight"].shape[-1] == 1:
+        return relu(batch_norm(weights, f"{name}.1", conv1x1(weights, f"{name}.0", x)))
+    return relu(batch_norm(weights, f"{name}.1", conv3x3(weights, f"{name}.0", x, dilation=dilation)))
+
+
+def layer_norm(weights: Weights, name: str, x: Array) -> Array:
+    """Over everything."""
+    normal = (x - x.mean()) / np.sqrt(x.var() + NORM_EPS)
+    return normal * weights[f"{name}.weight"] + weights[f"{name}.bias"]
+
+
+def mean_pool(x: Array, side: int) -> Array:
+    """Means of side x side parts, which overlap where they do not split evenly: (C, H, W) -> (C, side, side)."""
+
+    def part(i: int, length: int) -> slice:
+        return slice(i * length // side, math.ceil((i + 1) * length / side))
+
+    out = np.empty((len(x), side, side))
+    for i, j in np.ndindex(side, side):
+        out[:, i, j] = x[:, part(i, x.shape[1]), part(j, x.shape[2])].mean((1, 2))
+    return out
+
+
+def bilinear(x: Array, height: int, width: int) -> Array:
+    """(C, h, w) -> (C, height, width): pixels are areas, and beyond the outer centres nothing changes."""
+
+    def along(length: int, target: int) -> Array:
+        matrix = np.zeros((target, length))
+        for i in range(target):
+            at = min(max((i + 0.5) * length / target - 0.5, 0), length - 1)
+            low = int(at)
+            matrix[i, low] += 1 - (at - low)
+            matrix[i, min(low + 1, length - 1)] += at - low
+        return matrix
+
+    return along(x.shape[1], height) @ x @ along(x.shape[2], width).T
+
+
+def attention(query: Array, key: Array, value: Array, *, scale: bool = True) -> Array:
+    """(d, n), (d, m), (D, m) -> (D, n), a pixel at a time."""
+    factor = 1 / math.sqrt(len(query)) if scale else 1
+    rows = [value @ softmax(factor * (key.T @ each), 0) for each in query.T]
+    return np.stack(rows, axis=1)
 
 
 def relu(x: Array) -> Array:
@@ -279,6 +327,143 @@ def danet(weights: Weights, x: Array, *, convs: bool = False) -> Array:
     )
 
 
+def gcnet(weights: Weights, x: Array, *, pooling: str = "attention", fusion: str = "add") -> Array:
+    shares = np.full(x[0].size, 1 / x[0].size)
+    if pooling == "attention":
+        shares = softmax(conv1x1(weights, "mask", x).ravel(), 0)
+    context = (pixels(x) @ shares)[:, None, None]
+    hidden = relu(layer_norm(weights, "transform.1", conv1x1(weights, "transform.0", context)))
+    context = conv1x1(weights, "transform.3", hidden)
+    return x + context if fusion == "add" else x / (1 + np.exp(-context))
+
+
+def dnl(weights: Weights, x: Array, *, temperature: float = 0.05, scale: bool = True) -> Array:
+    query, key, value = (pixels(conv1x1(weights, name, x)) for name in ("query", "key", "value"))
+    query, key = query - query.mean(1, keepdims=True), key - key.mean(1, keepdims=True)
+    pairwise = attention(query / temperature, key, value, scale=scale)
+    unary = value @ softmax(conv1x1(weights, "mask", x).ravel(), 0)
+    context = (pairwise + unary[:, None]).reshape(-1, *x.shape[1:])
+    return x + batch_norm(weights, "out.1", conv1x1(weights, "out.0", context))
+
+
+def external(weights: Weights, x: Array) -> Array:
+    shares = softmax(pixels(conv1x1(weights, "keys", conv1x1(weights, "project", x))), 1)  # (k, n)
+    shares = shares / (1e-9 + shares.sum(0))
+    context = conv1x1(weights, "values", shares.reshape(-1, *x.shape[1:]))
+    return relu(x + batch_norm(weights, "out.1", conv1x1(weights, "out.0", context)))
+
+
+def efficient(weights: Weights, x: Array, *, heads: int = 1) -> Array:
+    """By its equation from right to left: what pixel i takes from pixel j is q_i . k_j."""
+    query, key, value = (pixels(conv1x1(weights, name, x)) for name in ("query", "key", "value"))
+    parts = []
+    for q, k, v in zip(*(np.split(each, heads) for each in (query, key, value)), strict=True):
+        similarity = softmax(q, 0).T @ softmax(k, 1)  # (n, n)
+        parts.append(v @ similarity.T)
+    return x + conv1x1(weights, "out", np.concatenate(parts).reshape(-1, *x.shape[1:]))
+
+
+def sagan(weights: Weights, x: Array) -> Array:
+    query, key, value = (conv1x1(weights, name, x) for name in ("query", "key", "value"))
+    context = attention(pixels(query), pixels(max_pool(key)), pixels(max_pool(value)), scale=False)
+    return x + weights["gate"] * conv1x1(weights, "out", context.reshape(-1, *x.shape[1:]))
+
+
+def se(weights: Weights, x: Array) -> Array:
+    hidden = relu(conv1x1(weights, "gate.0", x.mean((1, 2), keepdims=True)))
+    return x / (1 + np.exp(-conv1x1(weights, "gate.2", hidden)))
+
+
+def psp(weights: Weights, x: Array) -> Array:
+    maps = [x]
+    for level, side in enumerate((1, 2, 3, 6)):
+        maps.append(bilinear(conv_bn_relu(weights, f"levels.{level}", mean_pool(x, side)), *x.shape[1:]))
+    return conv_bn_relu(weights, "fuse", np.concatenate(maps))
+
+
+def aspp(weights: Weights, x: Array, *, rate: int = 6) -> Array:
+    image = conv_bn_relu(weights, "image", x.mean((1, 2), keepdims=True))
+    maps = [np.broadcast_to(image, (len(image), *x.shape[1:]))]
+    for branch in range(4):
+        maps.append(conv_bn_relu(weights, f"branches.{branch}", x, dilation=branch * rate))
+    return conv_bn_relu(weights, "fuse", np.concatenate(maps))
+
+
+def ann(weights: Weights, x: Array) -> Array:
+    query, value = conv_bn_relu(weights, "query", x), conv1x1(weights, "value", x)
+    keys, values = (
+        np.concatenate([pixels(mean_pool(each, side)) for side in (1, 3, 6, 8)], axis=1)
+        for each in (query, value)
+    )
+    context = attention(pixels(query), keys, values).reshape(-1, *x.shape[1:])
+    return conv_bn_relu(weights, "fuse", np.concatenate((conv1x1(weights, "out", context), x)))
+
+
+def isa(weights: Weights, x: Array, *, cell: int = 8) -> Array:
+    """A pixel attends to those at its place in other cells, then to those in its cell."""
+    height, width = x.shape[1:]
+    y = x
+    for name in ("far", "near"):
+        query, key = (
+            conv_bn_relu(weights, f"{name}.{each}.1", conv_bn_relu(weights, f"{name}.{each}.0", y))
+            for each in ("query", "key")
+        )
+        value, context = conv1x1(weights, f"{name}.value", y), np.empty_like(y)
+        for i, j in product(range(height), range(width)):
+            near = [(a // cell, b // cell) == (i // cell, j // cell) for a, b in np.ndindex(height, width)]
+            far = [(a % cell, b % cell) == (i % cell, j % cell) for a, b in np.ndindex(height, width)]
+            group = np.array(far if name == "far" else near)
+            context[:, i, j] = attention(
+                query[:, i, j, None], pixels(key)[:, group], pixels(value)[:, group]
+            )[:, 0]
+        y = conv_bn_relu(weights, f"{name}.out", context)
+    return conv_bn_relu(weights, "fuse", np.concatenate((y, x)))
+
+
+def ocr(weights: Weights, x: Array) -> Array:
+    regions = softmax(pixels(conv1x1(weights, "classify", x)), 1)
+    centres = (pixels(x) @ regions.T)[:, :, None]  # (C, k, 1)
+    query, key = (
+        pixels(conv_bn_relu(weights, f"{name}.1", conv_bn_relu(weights, f"{name}.0", each)))
+        for name, each in (("query", x), ("key", centres))
+    )
+    context = attention(query, key, pixels(conv_bn_relu(weights, "value", centres)))
+    context = conv_bn_relu(weights, "out", context.reshape(-1, *x.shape[1:]))
+    return conv_bn_relu(weights, "fuse", np.concatenate((context, x)))
+
+
+def apc(weights: Weights, x: Array, *, convs: bool = False) -> Array:
+    def conv(name: str, y: Array) -> Array:
+        return conv_bn_relu(weights, name, y) if f"{name}.0.weight" in weights else y
+
+    maps = []
+    for level, side in enumerate((1, 2, 3, 6)):
+        name = f"levels.{level}"
+        local = conv(f"{name}.local", x)
+        image = conv(f"{name}.image", local.mean((1, 2), keepdims=True))
+        gates = 1 / (1 + np.exp(-conv1x1(weights, f"{name}.affinity", local + image)))
+        context = np.zeros_like(local)
+        for part, gate in zip(pixels(conv(f"{name}.parts", mean_pool(x, side))).T, gates, strict=True):
+            context += part[:, None, None] * gate
+        maps.append(conv(f"{name}.out", relu(conv(f"{name}.context", context) + local)))
+    return x + batch_norm(weights, "out.1", conv1x1(weights, "out.0", np.concatenate(maps)))
+
+
+def dm(weights: Weights, x: Array, *, norm: bool = True) -> Array:
+    maps = []
+    for number, side in enumerate((1, 3, 5, 7)):
+        name, margin = f"filters.{number}", side // 2
+        kernels = conv1x1(weights, f"{name}.kernels", mean_pool(x, side))
+        reduced = conv1x1(weights, f"{name}.reduce.0", x)
+        reduced = relu(batch_norm(weights, f"{name}.reduce.1", reduced) if norm else reduced)
+        padded = np.pad(reduced, ((0, 0), (margin, margin), (margin, margin)))
+        out = np.empty_like(reduced)
+        for i, j in np.ndindex(x.shape[1:]):
+            out[:, i, j] = (kernels * padded[:, i : i + side, j : j + side]).sum((1, 2))
+        maps.append(relu(batch_norm(weights, f"{name}.norm", out) if norm else out))
+    return x + batch_norm(weights, "out.1", conv1x1(weights, "out.0", np.concatenate(maps)))
+
+
 REFERENCES: Mapping[str, Callable[..., Array]] = {
     "none": none,
     "ham-nmf": partial(hamburger, nmf),
@@ -291,4 +476,17 @@ REFERENCES: Mapping[str, Callable[..., Array]] = {
     "emanet": emanet,
     "a2": a2,
     "danet": danet,
+    "gcnet": gcnet,
+    "dnl": dnl,
+    "external": external,
+    "efficient": efficient,
+    "sagan": sagan,
+    "se": se,
+    "psp": psp,
+    "aspp": aspp,
+    "ann": ann,
+    "isa": isa,
+    "ocr": ocr,
+    "apc": apc,
+    "dm": dm,
 }

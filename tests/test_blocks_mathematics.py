@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -14,10 +15,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from blocks import ContextBlock, create
+from blocks import ContextBlock, create, update_rules
 from blocks.ccnet import criss_cross
 from blocks.decomposition import NMF, Decomposition
-from blocks.update_rules import indexed_uniform, nmf_bases, nmf_codes, soft_assignment
+from blocks.update_rules import (
+    in_tiles,
+    indexed_uniform,
+    nmf_bases,
+    nmf_codes,
+    soft_assignment,
+    tile_columns,
+)
+from ctxbench.cost import PeakMemory
 from tests import references
 from tests.references import Array
 
@@ -107,12 +116,12 @@ def nmf_iterates(rows: int, columns: int, rank: int, seed: int) -> tuple[Tensor,
     generator = torch.Generator().manual_seed(seed)
     x = torch.rand(1, rows, columns, generator=generator)
     bases = F.normalize(torch.rand(1, rows, rank, generator=generator), dim=1)
-    codes = torch.softmax(x.mT @ bases, -1)
+    codes = torch.softmax(bases.mT @ x, 1)
     iterates = [(bases, codes)]
     for _ in range(10):
-        codes = nmf_codes(x, bases, codes)
+        codes = nmf_codes(x, bases, bases.mT @ bases, codes)
         iterates.append((bases, codes))
-        bases = nmf_bases(x, bases, codes)
+        bases = nmf_bases(bases, x @ codes.mT, codes @ codes.mT)
         iterates.append((bases, codes))
     return x, iterates
 
@@ -121,9 +130,9 @@ def nmf_iterates(rows: int, columns: int, rank: int, seed: int) -> tuple[Tensor,
 @given(small, small, small, st.integers(0, 99))
 def test_nmf_never_raises_its_objective(rows: int, columns: int, rank: int, seed: int) -> None:
     x, iterates = nmf_iterates(rows, columns, rank, seed)
-    objective = torch.stack([(x - bases @ codes.mT).square().sum() for bases, codes in iterates])
-    # Where the fit is exact, the eps of the denominators may move it by less than eps.
-    assert (objective.diff() <= 1e-9 * x.square().sum()).all()
+    objective = torch.stack([(x - bases @ codes).square().sum() for bases, codes in iterates])
+    # Where the fit is exact, the eps of the denominators may move it, relative to X, by less than eps.
+    assert (objective.diff() <= 1e-6 * x.square().sum()).all()
     assert objective[-1] < objective[0]
 
 
@@ -151,7 +160,7 @@ def test_cd_codes_solve_the_ridge_normal_equations() -> None:
     x = columns_for(cd)
     bases, codes = cd.decompose(x, cd.first_bases(x))
     codes = cd.final_codes(x, bases, codes)
-    close(codes @ (bases.mT @ bases + 0.3 * torch.eye(3)), x.mT @ bases)
+    close((bases.mT @ bases + 0.3 * torch.eye(3)) @ codes, bases.mT @ x)
 
 
 @pytest.mark.parametrize("inv_t", [1.0, 100.0])
@@ -159,7 +168,84 @@ def test_vq_codes_sum_to_one(inv_t: float) -> None:
     vq = ham("ham-vq", inv_t=inv_t)
     x = columns_for(vq)
     codes = vq.final_codes(x, *vq.decompose(x, vq.first_bases(x)))
-    close(codes.sum(-1), torch.ones(1, 20))
+    close(codes.sum(1), torch.ones(1, 20))
+
+
+# --- tiles of columns ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def narrow_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Six columns of eight rows in float64."""
+    monkeypatch.setattr(update_rules, "TILE_BYTES", 6 * 8 * 8)
+    monkeypatch.setattr(update_rules, "MIN_TILE", 1)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("spatial", [True, False])
+@pytest.mark.parametrize("name", [*HAMS, "emanet"])
+def test_tiles_change_no_result(
+    name: str, spatial: bool, training: bool, x: Tensor, request: pytest.FixtureRequest
+) -> None:
+    options = {} if name == "emanet" else {"spatial": spatial, "dictionary": "frozen"}
+    block = awake(name, rank=3, **options).train(training)
+    results = []
+    for tiled in (False, True):
+        if tiled:
+            request.getfixturevalue("narrow_tiles")
+        results.append(output_and_gradient(copy.deepcopy(block), x))
+    for found, expected in zip(*results, strict=True):
+        close(found, expected)
+
+
+def test_every_matrix_is_taken_in_tiles_that_are_views(narrow_tiles: None) -> None:
+    x, seen = torch.rand(2, 8, 20), []
+
+    def iterate(tiles: update_rules.Tiles, bases: Tensor) -> tuple[Tensor, update_rules.Tiles]:
+        seen.append([tile.shape[1] for tile in tiles])
+        assert {tile.untyped_storage().data_ptr() for tile in tiles} == {x.untyped_storage().data_ptr()}
+        return bases, tiles
+
+    bases, codes = in_tiles(iterate, x, torch.rand(2, 8, 3))
+    assert seen == [[6, 6, 6, 2]] * 2
+    assert bases.shape == (2, 8, 3)
+    assert codes is not None
+    assert torch.equal(codes, x)
+
+
+def test_what_is_small_differentiated_or_elsewhere_is_taken_whole(narrow_tiles: None) -> None:
+    assert tile_columns(torch.rand(2, 8, 20)) == 6
+    assert tile_columns(torch.rand(2, 8, 6)) is None
+    assert tile_columns(torch.rand(2, 80, 20)) is None, "not a column of it fits"
+    assert tile_columns(torch.rand(2, 8, 20, requires_grad=True)) is None
+    assert tile_columns(torch.empty(2, 8, 20, device="meta")) is None
+
+
+@pytest.mark.parametrize("name", [*HAMS, "emanet"])
+def test_tiles_take_no_more_memory(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(update_rules, "TILE_BYTES", 64 * 128 * 8)
+    block, x = awake(name, 64, rank=16), torch.randn(2, 64, 32, 32)
+    peaks = []
+    for whole in (False, True):
+        if whole:
+            monkeypatch.setattr(update_rules, "tile_columns", lambda x: None)
+        with torch.no_grad(), PeakMemory() as memory:
+            block(x)
+        peaks.append(memory.peak)
+    assert peaks[0] <= peaks[1]
+
+
+@pytest.mark.parametrize("name", [*HAMS, "light-ham", "emanet"])
+def test_decompositions_compile_without_graph_breaks(name: str, x: Tensor) -> None:
+    block = awake(name, rank=3)
+    compiled = torch.compile(block, fullgraph=True, backend="eager")
+    close(compiled(x), block(x))
+
+
+def test_decompositions_are_mapped_over_batches(x: Tensor) -> None:
+    for name in HAMS:
+        block = awake(name, rank=3, dictionary="frozen")
+        close(torch.vmap(block)(x.unsqueeze(1)).squeeze(1), block(x))
 
 
 # --- what is differentiated ------------------------------------------------------------------
@@ -231,7 +317,7 @@ def vq_final(vq: Decomposition, x: Tensor, length: Tensor) -> Tensor:
     """VQ's reconstruction of x (1, D, N), with the length of its columns in the final codes given apart."""
     bases, _ = vq.decompose(x, vq.first_bases(x))
     unit_bases = F.normalize(bases, dim=1, eps=references.EPS)
-    return bases @ soft_assignment(x, unit_bases, 5.0 / (length.unsqueeze(-1) + references.EPS)).mT
+    return bases @ soft_assignment(x, unit_bases, 5.0 / (length.unsqueeze(1) + references.EPS))
 
 
 def test_bptt_gradient_of_vq_is_the_derivative_with_the_last_lengths_constant(vq: Decomposition) -> None:
@@ -474,7 +560,7 @@ def test_non_local_concat_equals_the_tensor_of_all_pairs(sub_sample: bool, x: Te
 # --- Table 3 of the Hamburger paper, at 1 x 512 x 128 x 128 -----------------------------------
 
 
-TABLE_3 = [  # block, options, parameters, GMACs as in BLOCKS.md
+TABLE_3 = [  # block, options, parameters, GMACs of the code that the paper's table was made with
     ("self-attn", {}, 1_050_624, "292.058"),
     ("self-attn", {"impl": "sdpa"}, 1_050_624, "292.058"),
     ("a2", {}, 1_050_624, "25.770"),
@@ -502,6 +588,7 @@ def test_closed_forms_give_the_papers_table(
     with torch.device("meta"):
         block = create(name, 512, **options).eval()
     digits = len(gmacs.partition(".")[2])
-    assert f"{block.macs(128, 128) / 1e9:.{digits}f}" == gmacs
+    macs = block.macs(128, 128) + block.spared_macs(128, 128)
+    assert f"{macs / 1e9:.{digits}f}" == gmacs
     assert block.param_count() == sum(parameter.numel() for parameter in block.parameters())
     assert params in (None, block.param_count())

@@ -12,11 +12,16 @@ import torch
 
 from blocks import ContextBlock, create, info, names
 from blocks.decomposition import CD, NMF, VQ, Decomposition
-from tests.references import REFERENCES, Array, Weights, channel_dictionary, murmur3_finaliser
+from tests import references
+from tests.references import Array, Weights, channel_dictionary, murmur3_finaliser
+from tests.references_modern import MODERN
 
+REFERENCES = {**references.REFERENCES, **MODERN}
 BATCH, HEIGHT, WIDTH = 2, 5, 7
 SETTINGS = {"cheese_factor", "dictionary", "dual", "gradient", "impl", "momentum", "train_steps"}
-SETTINGS |= {"c_m", "c_n", "latent", "rank"}
+SETTINGS |= {"c_m", "c_n", "kernel", "keys", "latent", "memory", "rank", "ratio", "reduction", "regions"}
+SETTINGS |= {"values", "width"}
+SETTINGS |= {"expand", "features", "size", "state"}
 """Options that the formula of an evaluation does not name; widths are read off the weights."""
 
 
@@ -74,6 +79,34 @@ CASES = [
     *grid("a2", c_m=(None, 3), c_n=(None, 6)),
     *grid("danet", convs=(False, True)),
     Case("danet", channels=5),
+    *grid("gcnet", pooling=("attention", "average"), fusion=("add", "mul"), ratio=(0.25, 0.5)),
+    Case("gcnet", channels=3),  # a quarter of which is none
+    *grid("dnl", temperature=(0.05, 1.0), scale=(False, True)),
+    *grid("external", memory=(6, 64)),
+    *grid("efficient", keys=(None, 4), values=(None, 6), heads=(1, 2)),
+    Case("sagan"),
+    Case("sagan", channels=5),
+    *grid("se", reduction=(2, 16)),
+    *grid("psp", width=(None, 3)),
+    *grid("aspp", width=(None, 3), rate=(1, 6), kernel=(1, 3)),
+    *grid("ann", width=(None, 5)),
+    *grid("isa", width=(None, 5), cell=(2, 3, 8)),
+    *grid("ocr", width=(None, 5), regions=(1, 4, 19)),
+    *grid("apc", width=(None, 5), convs=(False, True)),
+    *grid("dm", width=(None, 5), norm=(True, False)),
+    *grid("mhsa", head_dim=(None, 1, 4)),
+    Case("mhsa", channels=5),  # no divisor in common with 64 but one
+    *grid("linear-attn", head_dim=(None, 4)),
+    *grid("pooled-attn", pool=(1, 3, 7), head_dim=(None, 4)),  # 7: not above the sides of the image
+    *grid("agent", agents=(2, 7), conv=(True, False), head_dim=(None, 4)),
+    *grid("linformer", tokens=(5, 8, 256), head_dim=(None, 4)),
+    *grid("nystrom", landmarks=(5, 8), iterations=(1, 6), head_dim=(None, 4)),
+    Case("nystrom"),
+    *grid("performer", features=(6, 40, 256), head_dim=(None, 4)),
+    *grid("cosformer", head_dim=(None, 4)),
+    *grid("fft", size=(1, 5, 14)),
+    *grid("ssm", state=(1, 3), expand=(1, 2)),
+    Case("ssm", channels=33),  # step sizes of rank three
 ]
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
@@ -93,6 +95,46 @@ def test_programs_read_the_same() -> None:
     assert "@" in found["paper"]["bibtex"]
     everything = json.loads(ctxbench("--json").stdout)
     assert [each["name"] for each in everything] == blocks.names()
+
+
+@pytest.mark.parametrize(
+    ("spec", "program", "words"),
+    [
+        ("a2", "torch.export", "yes, height and width may stay open"),
+        ("ssm", "torch.export", "yes, the example's height and width alone: the number of pixels"),
+        ("ham-cd", "ONNX", "no: it has no Cholesky"),
+        (
+            "ham-vq",
+            "ONNX",
+            "yes, height and width may stay open; not with spatial=False or dual=True: it has no inverse",
+        ),
+        ("ham-vq[spatial=False]", "ONNX", "no: it has no inverse error function"),
+    ],
+)
+def test_what_exports_is_told_of_the_options_that_were_chosen(spec: str, program: str, words: str) -> None:
+    axes = ("--resolutions", "8", "--channels", "16")
+    plain = json.loads(ctxbench(spec, "--json", *axes).stdout)
+    assert plain["export"][program].startswith(words)
+    assert f"{program} {words}" in " ".join(ctxbench(spec, *axes).output.split())
+
+
+def test_limits_of_all_blocks_are_plain_data() -> None:
+    limits = {each["name"]: each["export_limits"] for each in json.loads(ctxbench("--json").stdout)}
+    assert limits["a2"] == []
+    why = "it has no inverse error function"
+    assert limits["ham-vq"][0] == {"program": "ONNX", "why": why, "sizes": False, "only": ["spatial", False]}
+
+
+@pytest.mark.parametrize(
+    ("limits", "words"),
+    [
+        (["ONNX"], "must be a tuple of ExportLimit"),
+        ((blocks.ExportLimit("ONNX", "why", only=("depth", 3)),), "no option 'depth', which a limit names"),
+    ],
+)
+def test_a_limit_that_cannot_be_meant_is_refused(limits: Any, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        replace(blocks.info("a2"), limits=limits)
 
 
 def test_bibtex_stands_alone() -> None:

@@ -59,6 +59,28 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
     "emanet": [{"rank": 4}, {"rank": 4, "steps": 1, "momentum": 0.5}],
     "a2": [{}, {"c_m": 4, "c_n": 6}],
     "danet": [{}, {"convs": True}],
+    "gcnet": [{"ratio": 0.5, "fusion": "mul"}, {"pooling": "average"}],
+    "dnl": [{"temperature": 1.0, "scale": False}],
+    "external": [{"memory": 4}],
+    "efficient": [{"heads": 2}, {"keys": 4, "values": 6}],
+    "se": [{"reduction": 2}],
+    "psp": [{"width": 4}],
+    "aspp": [{"width": 4, "rate": 2}, {"width": 4, "kernel": 1}],
+    "ann": [{"width": 4}],
+    "isa": [{"width": 4, "cell": 2}, {"cell": 3}],
+    "ocr": [{"regions": 3, "width": 4}],
+    "apc": [{"width": 4}, {"convs": True}, {"width": 4, "convs": True}],
+    "dm": [{"width": 4}, {"norm": False}],
+    "mhsa": [{"head_dim": 4}],
+    "linear-attn": [{"head_dim": 4}],
+    "pooled-attn": [{"pool": 2}, {"pool": 3, "head_dim": 8}],
+    "agent": [{"agents": 2}, {"agents": 3, "conv": False, "head_dim": 8}],
+    "linformer": [{"tokens": 2}, {"tokens": 9, "head_dim": 8}],
+    "nystrom": [{"landmarks": 2}, {"landmarks": 9, "iterations": 2, "head_dim": 8}],
+    "performer": [{"features": 6}, {"features": 40, "head_dim": 8}],
+    "cosformer": [{"head_dim": 8}],
+    "fft": [{"size": 1}, {"size": 5}],
+    "ssm": [{"state": 4}, {"state": 3, "expand": 1}],
 }
 CASES = [(name, options) for name in blocks.names() for options in ({}, *OPTIONS.get(name, []))]
 
@@ -190,8 +212,9 @@ def test_images_of_a_batch_do_not_influence_one_another(name: str, options: dict
 
 @every_block
 def test_gradients_reach_all_that_learns(name: str, options: dict[str, Any]) -> None:
-    block, x = make(name, options, torch.float64).train(), sample(dtype=torch.float64).requires_grad_()
-    y = block(x)
+    # Longer than a cell of isa, whose far attention then has a choice.
+    block, x = make(name, options, torch.float64).train(), sample((9, 7), dtype=torch.float64)
+    y = block(x.requires_grad_())
     y.backward(torch.randn_like(y))
     assert x.grad is not None and x.grad.any()
     for key, parameter in block.named_parameters():

@@ -102,10 +102,7 @@ def small(data: str, iterations: int, layout: Layout) -> Recipe:
 
 
 HAM_NOTE = "a block's own batch normalisation in the generator is not conditional (HamGAN: conditional)"
-SAGAN_NOTE = (
-    "SAGAN's schedule; its own attention has an eighth of the channels in queries and keys, half in values, and "
-    "keys and values pooled 2x2: self-attn is another block"
-)
+SAGAN_NOTE = "SAGAN's schedule; its own attention is the block sagan"
 
 
 RECIPES: dict[str, dict[str, Recipe]] = {
@@ -119,6 +116,6 @@ RECIPES: dict[str, dict[str, Recipe]] = {
     "imagenet": {
         "hamgan-baby": imagenet("ham-nmf", 2_000_000, 256, HAM_NOTE),
         "hamgan-strong": imagenet("ham-nmf", 1_000_000, 1024, HAM_NOTE),
-        "sagan": imagenet("self-attn", 999_999, 1024, SAGAN_NOTE),
+        "sagan": imagenet("sagan", 999_999, 1024, SAGAN_NOTE),
     },
 }
