@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test browser check bench leaderboards clean
+.PHONY: demo test browser check bench benchmarks leaderboards studies clean
 
 demo: $(STAMP)
 	$(BIN)/ctxbench demo --out report
@@ -23,12 +23,19 @@ leaderboards: $(STAMP)
 	$(BIN)/ctxbench report --markdown results/leaderboard.md
 	$(BIN)/ctxbench report --site results/leaderboards
 
+studies: $(STAMP)
+	$(BIN)/ctxbench study results/runs/attention-vs-decomposition
+
 check: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Our blocks against official implementations, whose code is fetched to a folder outside the project.
 bench: $(STAMP)
+	$(BIN)/python -m tests.bench.official
+
+benchmarks: $(STAMP)
 	$(BIN)/python -m pytest tests/bench --override-ini addopts= --benchmark-only --benchmark-autosave --benchmark-group-by=func --benchmark-time-unit=ms --benchmark-columns=min,median,iqr,rounds
 
 clean:

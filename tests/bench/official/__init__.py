@@ -1,0 +1,1 @@
+"""How long our blocks take against their official or most used public implementations."""
