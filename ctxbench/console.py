@@ -193,6 +193,7 @@ def show_block(description: Description) -> None:
         stop = "" if paper.title.endswith("?") else "."
         reference = f"{paper.authors}: {paper.title}{stop} {paper.venue} {paper.year}. {paper.url}"
         facts.append(("paper", reference))
+    facts += description.exports.items()
     chosen = dict(description.spec.options)
     options = []
     for it in info.options.values():

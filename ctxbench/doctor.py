@@ -41,7 +41,13 @@ SEG = (
     "regex",
 )
 GEN = ("torchvision", "torch-fidelity>=0.4", "scikit-learn>=1.5", "lightning-fabric>=2.4")
-EXTRAS = {"seg": SEG, "gen": GEN, "slurm": ("submitit>=1.5.2",), "parquet": ("pyarrow>=16",)}
+EXTRAS = {
+    "seg": SEG,
+    "gen": GEN,
+    "slurm": ("submitit>=1.5.2",),
+    "parquet": ("pyarrow>=16",),
+    "onnx": ("onnx>=1.18", "onnxscript>=0.5.4", "onnxruntime>=1.22"),
+}
 
 
 @dataclass(frozen=True)

@@ -313,7 +313,7 @@ def catalogue() -> list[Path]:
     """The source of the blocks that come with ctxbench."""
     import blocks
 
-    return sorted(Path(blocks.__file__).parent.glob("*.py"))
+    return sorted(Path(blocks.__file__).parent.rglob("*.py"))
 
 
 def digest_of(paths: list[Path], start: str = __version__) -> str:

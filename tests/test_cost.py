@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,15 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import blocks
 from blocks import registry
-from ctxbench.cost import Cost, count_with_fvcore, estimate, trace
+from ctxbench.cost import (
+    CONV_BACKWARD,
+    Cost,
+    OperatorCount,
+    conv_backward,
+    count_with_fvcore,
+    estimate,
+    trace,
+)
 from ctxbench.presets import PRESETS
 from ctxbench.reports.published import value_here
 from ctxbench.spec import Cell, Grid
@@ -44,6 +53,11 @@ MID_SIZE = cells("all,self-attn[impl=sdpa],self-attn[impl=sdpa,heads=4],ham-nmf[
 every_cell = pytest.mark.parametrize("cell", MID_SIZE, ids=cell_id)
 
 
+GROUPED: dict[Any, Any] = {CONV_BACKWARD: partial(conv_backward)}
+"""What PyTorch's counter gets wrong; a test by hand follows."""
+GROUPED[CONV_BACKWARD]._get_raw = True  # it is called with the tensors, not with their shapes
+
+
 # Multiply-accumulates
 
 
@@ -57,7 +71,10 @@ def test_counted_macs_equal_the_closed_form(cell: Cell) -> None:
 def test_pytorchs_own_counter_sees_the_same_macs_in_a_real_run(cell: Cell) -> None:
     found = estimate(cell)
     block, x = cell.create(), torch.randn(cell.shape).requires_grad_(cell.training)
-    with FlopCounterMode(display=False) as counter, torch.set_grad_enabled(cell.training):
+    with (
+        FlopCounterMode(display=False, custom_mapping=GROUPED) as counter,
+        torch.set_grad_enabled(cell.training),
+    ):
         y = block(x)
         forward = counter.get_total_flops()
         if cell.training:
@@ -65,6 +82,21 @@ def test_pytorchs_own_counter_sees_the_same_macs_in_a_real_run(cell: Cell) -> No
     assert found.macs_counted == forward / 2
     backward = (counter.get_total_flops() - forward) / 2
     assert found.macs_backward == (backward if cell.training else None)
+
+
+@pytest.mark.parametrize("groups", [1, 2, 8])
+@pytest.mark.parametrize("kind", [nn.Conv2d, nn.ConvTranspose2d])
+def test_the_backward_of_a_grouped_convolution_costs_twice_its_forward(
+    kind: type[nn.Conv2d | nn.ConvTranspose2d], groups: int
+) -> None:
+    conv, x = kind(8, 16, 3, groups=groups, bias=False), torch.randn(2, 8, 5, 7, requires_grad=True)
+    with OperatorCount() as counted:
+        y = conv(x)
+        forward = counted.macs
+        y.backward(torch.ones_like(y))
+    outer = x if kind is nn.ConvTranspose2d else y
+    assert forward == 2 * outer[0, 0].numel() * 8 * 16 * 9 // groups
+    assert counted.macs == 3 * forward
 
 
 @every_cell
@@ -256,7 +288,9 @@ def test_pytorchs_memory_tracker_finds_the_same_peak_in_a_real_run(cell: Cell) -
             y.backward(gradient)
     (found,) = tracker.get_tracker_snapshot("peak").values()
     input_bytes = sum(tensor.untyped_storage().nbytes() for tensor in given)
-    assert estimate(cell).memory_bytes == found["Total"] - input_bytes
+    # An evaluation's batch normalisation hands back the statistics it used, but not on a CPU.
+    spare = 0 if cell.training else 2 * cell.channels * FLOAT32
+    assert 0 <= estimate(cell).memory_bytes - (found["Total"] - input_bytes) <= spare
 
 
 def test_self_attention_by_hand() -> None:
@@ -369,7 +403,13 @@ def test_the_papers_memory_is_reproduced_within_one_percent(
 def test_the_papers_macs_are_reproduced_to_the_printed_digits(
     paper: dict[tuple[str, str], Cost], spec: str, digits: int, printed: float
 ) -> None:
-    assert round(paper[spec, "infer"].macs_counted / 1e9, digits) == printed
+    assert round(as_published(paper, spec), digits) == printed
+
+
+def as_published(paper: dict[tuple[str, str], Cost], spec: str) -> float:
+    """GMACs of the code that the paper counted."""
+    spared = blocks.create(spec, 512).eval().spared_macs(128, 128)
+    return (paper[spec, "infer"].macs_counted + spared) / 1e9
 
 
 @pytest.mark.parametrize(("spec", "printed"), [("ham-nmf", 17.6), ("a2", 25.7)])
@@ -377,7 +417,7 @@ def test_the_papers_other_macs_are_reproduced_to_half_a_percent(
     paper: dict[tuple[str, str], Cost], spec: str, printed: float
 ) -> None:
     """17.54 and 25.77 here: the paper's last digit is cut off or rounded up."""
-    assert paper[spec, "infer"].macs_counted / 1e9 == pytest.approx(printed, rel=0.005)
+    assert as_published(paper, spec) == pytest.approx(printed, rel=0.005)
 
 
 @pytest.mark.parametrize(("spec", "printed"), [("self-attn", 1.00), ("ham-nmf", 0.50), ("ham-cd", 0.50)])

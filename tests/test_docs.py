@@ -5,6 +5,7 @@ from __future__ import annotations
 import doctest
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ import blocks
 from blocks import registry
 from ctxbench import gate
 from ctxbench.cli import main
+from ctxbench.gate import relative_error
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -22,8 +24,8 @@ COMMANDS = re.findall(r"^(ctxbench (?:profile|task) [^#\n]*)", README.replace("\
 
 
 def code(document: str, language: str) -> str:
-    (found,) = re.findall(rf"```{language}\n(.*?)```", document, re.DOTALL)
-    return found
+    """All that a document shows in a language, from top to bottom."""
+    return "".join(re.findall(rf"```{language}\n(.*?)```", document, re.DOTALL))
 
 
 def test_the_block_of_contributing_is_a_good_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -41,8 +43,19 @@ def test_the_block_of_contributing_is_a_good_one(tmp_path: Path, monkeypatch: py
         assert block.param_count() == sum(parameter.numel() for parameter in block.parameters())
 
 
-def test_the_snippet_of_the_readme_runs() -> None:
-    exec(code(README, "python"), {"x": torch.rand(1, 512, 4, 4)})
+def test_the_snippets_of_the_readme_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    shown: dict[str, Any] = {}
+    exec(code(README, "python"), shown)
+    onnxruntime = pytest.importorskip("onnxruntime")
+    session = onnxruntime.InferenceSession("block.onnx", providers=["CPUExecutionProvider"])
+    x = torch.randn(1, 512, 32, 48)
+    (y,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    with torch.no_grad():
+        assert relative_error(torch.from_numpy(y), shown["block"](x)) <= 1e-4
+    import onnx
+
+    assert [it.version for it in onnx.load("block.onnx").opset_import if not it.domain] == [20]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -103,6 +103,33 @@ def print_report(report: Report) -> None:
     print_tables(report.tables)
 
 
+@main.command("study")
+@click.argument("runs", nargs=-1, type=click.Path(path_type=Path), metavar="[RUN]...")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default="results/studies",
+    show_default=True,
+    help="Folder to write.",
+)
+@strict_option
+def study_command(*, runs: tuple[Path, ...], out: Path, strict: bool) -> int:
+    """Write the study of attention against matrix decomposition from runs of both.
+
+    RUN is the folder of a run (default: the runs in results/runs). Comparisons with official
+    implementations (make bench) are taken from the file official.jsonl in the output folder.
+    """
+    from ctxbench.reports import official
+    from ctxbench.reports.report import Report
+    from ctxbench.reports.study import Study
+    from ctxbench.store import Reading
+
+    reading = Reading.of(list(runs or all_runs()))
+    study = Study(Report.of(reading), official.read_official(out / official.FILE))
+    click.echo(f"study: {study.write(out)}")
+    return judge(reading, strict)
+
+
 @main.command("compare")
 @click.argument("base", type=click.Path(path_type=Path))
 @click.argument("new", type=click.Path(path_type=Path))

@@ -266,7 +266,9 @@ def notes_on(rows: list[Row]) -> list[str]:
         notes.append("All counted MACs equal the closed form.")
     for row in rows:
         if fvcore_excess(row) > FVCORE_TOLERANCE:
-            notes.append(f"fvcore on {row['spec']} is above: it counts normalisation too.")
+            notes.append(
+                f"fvcore on {row['spec']} is above: it counts normalisation, pooling and interpolation too."
+            )
         elif fvcore_excess(row) < -FVCORE_TOLERANCE:
             missed = ", ".join(json.loads(row["fvcore_missed_json"] or "{}"))
             notes.append(f"fvcore on {row['spec']} is below: it does not know {missed or 'what is missing'}.")

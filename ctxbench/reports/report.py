@@ -144,12 +144,9 @@ class Report:
         folder = make_folder(out / "figures")
         pictures = self.pictures()
         shown = pictures[:MOST_FIGURES]
-        for picture in shown:
-            write_atomically(folder / f"{picture.name}.svg", picture.svg)
-            write_atomically(folder / f"{picture.name}.png", picture.png())
+        write_pictures(folder, shown)
         write_atomically(out / "report.md", self.markdown(shown))
         write_atomically(out / "index.html", self.html(shown, len(pictures) - len(shown), home))
-        sweep(folder, {it.name for it in shown})
         return out / "index.html"
 
     def write_figures(self, out: Path) -> Path:
@@ -304,6 +301,16 @@ def make_folder(folder: Path) -> Path:
     except OSError as error:
         raise UsageError(f"cannot write to {folder}: {error.strerror}; choose another with --out") from None
     return folder
+
+
+def write_pictures(folder: Path, pictures: Iterable[Picture]) -> None:
+    """Write the pictures for a page, and remove older ones of ours."""
+    names = set()
+    for picture in pictures:
+        write_atomically(folder / f"{picture.name}.svg", picture.svg)
+        write_atomically(folder / f"{picture.name}.png", picture.png())
+        names.add(picture.name)
+    sweep(folder, names)
 
 
 def sweep(folder: Path, names: set[str]) -> None:

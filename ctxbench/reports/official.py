@@ -1,0 +1,100 @@
+"""Ratios of our times to those of official implementations, as `make bench` records them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from pydantic import BaseModel, ValidationError
+
+from ctxbench.errors import UsageError
+from ctxbench.tables import MISSING, Column, Table
+
+FILE = "official.jsonl"
+
+
+class OfficialRatio(BaseModel):
+    """One comparison: a line of the file. Without a ratio, `status` and `reason` say what came of it."""
+
+    label: str
+    official: str | None
+    mode: str
+    dtype: str
+    channels: int
+    height: int
+    width: int
+    cpu: str | None
+    threads: int
+    torch: str
+    status: str = "ok"
+    reason: str = ""
+    ratio: float | None = None
+    ratio_low: float | None = None
+    ratio_high: float | None = None
+    settled: bool = True
+    agreement: str = ""
+    notes: list[str] = []
+
+    @property
+    def machine(self) -> str:
+        threads = f"{self.threads} thread{'s' if self.threads > 1 else ''}"
+        return f"{self.cpu or 'unknown CPU'}, {threads}, torch {self.torch.partition('+')[0]}"
+
+    @property
+    def shown(self) -> str:
+        if self.ratio is None:
+            return self.status
+        text = f"{self.ratio:.3f}"
+        if self.ratio_low is not None and self.ratio_high is not None:
+            text += f" ({self.ratio_low:.3f} - {self.ratio_high:.3f})"
+        return text if self.settled else f"{text}, not settled"
+
+
+def official_tables(found: Sequence[OfficialRatio]) -> list[Table[OfficialRatio]]:
+    """Ours over theirs, one table for each machine."""
+    compared = [it for it in found if it.official is not None]
+    machines = dict.fromkeys(it.machine for it in compared)
+    return [official_table(each, [it for it in compared if it.machine == each]) for each in machines]
+
+
+def official_table(machine: str, found: Sequence[OfficialRatio]) -> Table[OfficialRatio]:
+    notes = {it.label: "; ".join(it.notes) for it in found if it.notes}
+    return Table(
+        f"Time of our blocks over that of official or most used implementations: {machine}",
+        [
+            Column("block", lambda it: it.label, numeric=False),
+            Column("precision", lambda it: it.dtype, numeric=False),
+            Column("input", lambda it: f"1x{it.channels}x{it.height}x{it.width}", numeric=False),
+            Column("mode", lambda it: "inference" if it.mode == "infer" else "training", numeric=False),
+            Column("ours / theirs", lambda it: it.shown),
+            Column("agreement", lambda it: it.agreement or it.reason or MISSING, numeric=False),
+            Column("implementation", lambda it: it.official or MISSING, numeric=False),
+        ],
+        sorted(found, key=lambda it: (it.label, it.dtype, it.height, it.mode)),
+        [
+            "Both have the same weights. Before they are timed, outputs and, in training, the input's gradients agree "
+            "within 1e-4, or else in float64; where ours is in bfloat16 the outputs agree within 10 %, and theirs is in "
+            "float32. The ratio is the median over interleaved rounds with its nominal 95 % interval: rounds end "
+            "when that is narrow, which makes it a little optimistic.",
+            *(f"`{label}`: {said}." for label, said in sorted(notes.items())),
+        ],
+    )
+
+
+def read_official(path: Path) -> list[OfficialRatio]:
+    """The lines of a file of comparisons; [] where there is none.
+
+    Raises:
+        UsageError: where it is not such a file.
+    """
+    if not path.exists():
+        return []
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+        return [OfficialRatio.model_validate_json(line) for line in lines]
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise UsageError(f"cannot read {path}: {where + ': ' if where else ''}{first['msg']}") from None
+    except (OSError, UnicodeError) as error:
+        raise UsageError(f"cannot read {path}: {error}") from None

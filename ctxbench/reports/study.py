@@ -1,0 +1,367 @@
+"""A study: attention against matrix decomposition, as the records tell it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from ctxbench.errors import UsageError
+from ctxbench.record import FAILED, METRICS, Row
+from ctxbench.reports.contests import CONTROL, LATENCY, MEMORY, Interval, interval
+from ctxbench.reports.inputs import machine
+from ctxbench.reports.official import OfficialRatio, official_tables
+from ctxbench.reports.published import TABLE_3_INPUT, TIMES, Claim, claims
+from ctxbench.reports.published_table import published_table
+from ctxbench.reports.report import Report, bullets, make_folder, write_pictures
+from ctxbench.reports.verdicts import Scene, matrix, scenes
+from ctxbench.store import write_atomically
+from ctxbench.tables import MISSING, Column, Table, escape_markdown, markdown, number
+
+NAME = "attention-vs-decomposition"
+TITLE = "Attention against matrix decomposition"
+NAIVE, FUSED = "self-attn", "self-attn[impl=sdpa]"
+ATTENTION = {
+    NAIVE: "naive attention, which writes its n x n map to memory",
+    FUSED: "the same attention by PyTorch's fused kernel, which never does",
+}
+DECOMPOSITIONS = ("ham-nmf", "ham-cd", "ham-vq")
+FIGURES = ("latency-", "memory-", "roofline-")
+PAPERS_SIDE = TABLE_3_INPUT["height"]
+
+
+def quotient(over: Interval, under: Interval) -> Interval:
+    """Of two costs, as wide as both intervals allow."""
+    return Interval(over.low / under.high, over.middle / under.middle, over.high / under.low)
+
+
+def with_interval(value: Interval | None) -> str:
+    if value is None:
+        return MISSING
+    ends = number(value.low, 3), number(value.high, 3)
+    middle = number(value.middle, 3)
+    return middle if ends[0] == ends[1] else f"{middle} ({ends[0]} - {ends[1]})"
+
+
+@dataclass(frozen=True)
+class Against:
+    """A decomposition on one machine, in one mode and precision: from where on it is cheaper than attention."""
+
+    scene: Scene
+    spec: str
+
+
+@dataclass(frozen=True)
+class Printed:
+    """A ratio of two times in the paper: attention's over a decomposition's."""
+
+    mode: str
+    attention: Claim
+    decomposition: Claim
+
+    @property
+    def ratio(self) -> float:
+        return self.attention.number / self.decomposition.number
+
+
+@dataclass(frozen=True)
+class Study:
+    """What records say of attention and decompositions.
+
+    Attributes:
+        report: of the runs.
+        official: comparisons of blocks with official implementations, as `tests.bench.official` records them.
+    """
+
+    report: Report
+    official: Sequence[OfficialRatio] = ()
+
+    @cached_property
+    def scenes(self) -> list[Scene]:
+        """Those with attention and a decomposition, by title."""
+        found = [
+            scene
+            for scene in scenes(self.report.blocks)
+            if any(scene.of(spec) for spec in ATTENTION) and any(scene.of(spec) for spec in DECOMPOSITIONS)
+        ]
+        return sorted(found, key=lambda scene: scene.title)
+
+    @property
+    def measured(self) -> list[Scene]:
+        return [scene for scene in self.scenes if LATENCY in scene.columns]
+
+    def write(self, out: Path) -> Path:
+        """Write NAME.md and its figures, in a folder of the same name; returns the text's path.
+
+        Raises:
+            UsageError: if no record compares the two, or `out` cannot be a folder.
+            WriteError: if a file cannot be written.
+        """
+        if not self.scenes:
+            raise UsageError(
+                f"no record of both {' or '.join(ATTENTION)} and one of {', '.join(DECOMPOSITIONS)} at one input; "
+                f"make some with ctxbench profile --blocks '{','.join([*ATTENTION, *DECOMPOSITIONS])}'"
+            )
+        folder = make_folder(out / NAME)
+        pictures = [it for it in self.report.pictures() if it.name.startswith(FIGURES)]
+        write_pictures(folder, pictures)
+        figures = [f"![{escape_markdown(it.caption)}]({NAME}/{it.name}.png)\n" for it in pictures]
+        text = out / f"{NAME}.md"
+        write_atomically(text, self.markdown(figures))
+        return text
+
+    def markdown(self, figures: Iterable[str] = ()) -> str:
+        """The text.
+
+        Args:
+            figures: Markdown of each.
+        """
+        roles = " and ".join(f"`{spec}` ({what})" for spec, what in ATTENTION.items())
+        parts = [
+            f"# {TITLE}",
+            "",
+            f"Generated from records by `ctxbench study`; what is not a record's is printed in the paper, or said to be missing. Attention is {roles}; "
+            f"decompositions are {', '.join(f'`{it}`' for it in DECOMPOSITIONS)}.",
+            "",
+            *bullets(self.report.summary),
+            "## In short",
+            "",
+            *bullets(self.short),
+            "## What the paper claimed",
+            "",
+            *(markdown(table) for table in self.claimed),
+            "## What holds today",
+            "",
+            markdown(self.parts),
+            markdown(self.crossovers),
+            *(markdown(growth(scene)) for scene in self.scenes),
+            *(markdown(matrix(scene)) for scene in self.measured),
+            *figures,
+        ]
+        if self.measured:
+            parts += ["## Achieved speed", "", *(markdown(speeds(it)) for it in self.measured)]
+        if self.official:
+            parts += [
+                "## Against official implementations",
+                "",
+                *map(markdown, official_tables(self.official)),
+            ]
+        parts += ["## What was not measurable here", "", *bullets(self.gaps)]
+        parts += ["## How it was measured", "", *bullets(self.report.method)]
+        return "\n".join(parts).rstrip() + "\n"
+
+    @property
+    def short(self) -> Iterator[str]:
+        """Of the paper's own block in each scene, what part of attention's costs it takes."""
+        for scene in self.measured:
+            time, memory = (shares(scene, DECOMPOSITIONS[0], it) for it in (LATENCY, MEMORY))
+            if time:
+                of_memory = f"; of the predicted memory, {memory}" if memory else ""
+                yield f"{scene.title}: `{DECOMPOSITIONS[0]}` takes, of the time, {time}{of_memory}."
+
+    @property
+    def parts(self) -> Table[Against]:
+        """What part of attention's costs each decomposition takes."""
+
+        def part(column: str, words: str, attention: str) -> Column[Against]:
+            def cell(row: Against) -> str:
+                meetings = row.scene.course(row.spec, attention, column).meetings
+                if not meetings:
+                    return MISSING
+                last = meetings[-1]
+                return f"{with_interval(quotient(last.ours, last.theirs))} at {last.size}"
+
+            return Column(f"{words} {attention}", cell)
+
+        rows = [Against(scene, spec) for scene in self.measured for spec in DECOMPOSITIONS if scene.of(spec)]
+        columns = [
+            part(column, words, attention)
+            for column, words in ((LATENCY, "time over"), (MEMORY, "predicted memory over"))
+            for attention in ATTENTION
+        ]
+        return Table(
+            "Cost of a decomposition over that of attention, at the largest resolution that both have",
+            [*identity(), *columns],
+            rows,
+            ["In brackets what the 95 % intervals of both costs allow."],
+        )
+
+    @property
+    def claimed(self) -> list[Table[Any]]:
+        """The paper's costs beside those found, and its ratios of times."""
+        wanted = (NAIVE, *DECOMPOSITIONS)
+        found = [
+            it
+            for it in self.report.comparisons
+            if it.claim.table == "Table 3" and it.claim.spec in wanted and it.found is not None
+        ]
+        costs = [published_table(found, "Costs of Table 3 at 1x512x128x128", whole=False)] if found else []
+        return [*costs, self.ratios] if self.measured else costs
+
+    @property
+    def ratios(self) -> Table[Printed]:
+        """How many times longer attention takes: printed, and measured on each machine."""
+        timed = {
+            (row["mode"], row["spec"], place(row)): cost
+            for row in self.report.blocks
+            if TABLE_3_INPUT | {"dtype": row["dtype"]} == {name: row[name] for name in TABLE_3_INPUT}
+            and (cost := interval(row, LATENCY))
+        }
+
+        def measured(attention: str, here: str) -> Column[Printed]:
+            def cell(row: Printed) -> str:
+                over = timed.get((row.mode, attention, here))
+                under = timed.get((row.mode, row.decomposition.spec, here))
+                return with_interval(quotient(over, under) if over and under else None)
+
+            return Column(f"{attention}: {here}", cell)
+
+        places = sorted({here for _, spec, here in timed if spec in ATTENTION})
+        return Table(
+            f"How many times longer attention takes than a decomposition, at {PAPERS_SIDE}x{PAPERS_SIDE}",
+            [
+                Column("mode", lambda row: "inference" if row.mode == "infer" else "training", numeric=False),
+                Column("decomposition", lambda row: row.decomposition.spec, numeric=False),
+                Column("printed, the authors' GPU", lambda row: number(row.ratio, 3)),
+                *(measured(attention, here) for here in places for attention in ATTENTION),
+            ],
+            list(printed()),
+            ["In brackets what the 95 % intervals of both times allow."],
+        )
+
+    @property
+    def crossovers(self) -> Table[Against]:
+        """From which resolution on each decomposition is cheaper than attention, by machine, mode and precision."""
+        rows = [Against(scene, spec) for scene in self.scenes for spec in DECOMPOSITIONS if scene.of(spec)]
+
+        def where(column: str, words: str, attention: str) -> Column[Against]:
+            def cell(row: Against) -> str:
+                return row.scene.course(row.spec, attention, column).short
+
+            return Column(f"{words} {attention}", cell, numeric=False)
+
+        return Table(
+            "From which resolution on a decomposition is cheaper than attention",
+            [
+                *identity(),
+                *(where(LATENCY, "faster than", attention) for attention in ATTENTION),
+                *(where(MEMORY, "less predicted memory than", attention) for attention in ATTENTION),
+            ],
+            rows,
+            [
+                "Between two resolutions the costs are taken as powers of the number of pixels. Times count as "
+                "different where their intervals do not overlap, predicted memory beyond 1 %. "
+                "Nothing is said beyond what was measured."
+            ],
+        )
+
+    @property
+    def gaps(self) -> Iterator[str]:
+        """What these records cannot say."""
+        tried = [row for row in self.report.blocks if not row["estimated"]]
+        rows = [row for row in tried if row[LATENCY] is not None]
+        if not any(row["device_type"] == "cuda" for row in rows):
+            count = sum(claim.metric in TIMES for claim in claims() if claim.spec in (NAIVE, *DECOMPOSITIONS))
+            yield (
+                f"No record comes from a GPU. The {count} times that the paper prints of these blocks, the backends "
+                "of fused attention, CUDA graphs, TF32 and Triton's kernel for NMF wait for one."
+            )
+        dtypes = sorted({row["dtype"] for row in rows})
+        yield f"Precisions: {', '.join(dtypes) or 'none'}; no others."
+        if not any(row["compiled"] for row in rows):
+            yield "No record is of compiled blocks."
+        failed = [row for row in tried if row["status"] in FAILED]
+        for row in sorted(failed, key=lambda it: (it["spec"], it["pixels"], it["mode"], it["dtype"])):
+            mode = "inference" if row["mode"] == "infer" else "training"
+            yield f"`{row['spec']}` at {row['height']}x{row['width']}, {mode}, {row['dtype']}: {row['status']}."
+        if rows:
+            last = max(rows, key=lambda row: row["pixels"])
+            yield f"Nothing was measured beyond {last['height']}x{last['width']}."
+
+
+def place(row: Row) -> str:
+    """Precision and machine of a measurement."""
+    return f"{row['dtype']}, {machine(row)}"
+
+
+def identity() -> list[Column[Against]]:
+    """What a row is about."""
+
+    def facet(name: str) -> Column[Against]:
+        return Column(name, lambda row: row.scene.facets[name], numeric=False)
+
+    return [
+        *map(facet, ("machine", "mode", "input", "precision")),
+        Column("block", lambda row: row.spec, numeric=False),
+    ]
+
+
+def shares(scene: Scene, spec: str, column: str) -> str:
+    """What part of attention's cost a decomposition takes, in words."""
+    courses = [(it, scene.course(spec, it, column).meetings) for it in ATTENTION]
+    return " and ".join(
+        f"{with_interval(quotient(found[-1].ours, found[-1].theirs))} of `{it}` at {found[-1].size}"
+        for it, found in courses
+        if found
+    )
+
+
+def printed() -> Iterator[Printed]:
+    """The paper's pairs of times."""
+    times = {(it.spec, it.metric): it for it in claims() if it.metric in TIMES and it.table == "Table 3"}
+    for metric, mode in TIMES.items():
+        for spec in DECOMPOSITIONS:
+            if (NAIVE, metric) in times and (spec, metric) in times:
+                yield Printed(mode, times[NAIVE, metric], times[spec, metric])
+
+
+def growth(scene: Scene) -> Table[str]:
+    """With which power of the number of pixels the costs rose between the two largest resolutions."""
+
+    def power(column: str) -> Column[str]:
+        def cell(spec: str) -> str:
+            found = [(row["pixels"], it.middle) for row in scene.of(spec) if (it := interval(row, column))]
+            if len(found) < 2:
+                return MISSING
+            (before, less), (after, more) = sorted(found)[-2:]
+            return f"{math.log(more / less) / math.log(after / before):.2f}"
+
+        return Column(METRICS[column].title.partition(" (")[0], cell)
+
+    specs = [spec for spec, rows in scene.specs.items() if rows[0]["family"] != CONTROL]
+    return Table(
+        f"Growth with the number of pixels: {scene.title}",
+        [Column[str]("block", lambda spec: spec, numeric=False), *map(power, scene.columns)],
+        sorted(specs),
+        ["1 is growth in proportion, 2 with the square; between the two largest resolutions of a block."],
+    )
+
+
+def speeds(scene: Scene) -> Table[Row]:
+    """Achieved speed at the largest resolution, against a matrix product in the same rounds."""
+    timed = [row for row in scene.rows if row[LATENCY] and row["reference_gflops"]]
+    largest = max((row["pixels"] for row in timed), default=0)
+    rows = [row for row in timed if row["pixels"] == largest and row["macs_total"]]
+
+    def gflops(row: Row) -> float:
+        return float(2 * row["macs_total"] / (row["latency_cpu_ms_median"] or row[LATENCY]) / 1e6)
+
+    size = f"{rows[0]['height']}x{rows[0]['width']}" if rows else "no resolution"
+    return Table(
+        f"GFLOP/s at {size}: {scene.title}",
+        [
+            Column("block", lambda row: row["spec"], numeric=False),
+            Column("GFLOP/s", lambda row: number(gflops(row), 3)),
+            Column(
+                "of a matrix product's", lambda row: f"{100 * gflops(row) / row['reference_gflops']:.0f} %"
+            ),
+            Column(METRICS[LATENCY].title, lambda row: number(row[LATENCY])),
+        ],
+        sorted(rows, key=lambda row: -gflops(row)),
+        [
+            "Two operations for each counted MAC; element-wise work counts nothing. Convolutions have kernels of their own: those of 3x3 may do less than is counted, and exceed the product."
+        ],
+    )

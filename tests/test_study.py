@@ -1,0 +1,150 @@
+"""The study of attention against decompositions, on records made up for it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from ctxbench.cli import main
+from ctxbench.record import Record
+from ctxbench.reports.contests import Interval
+from ctxbench.reports.inputs import labelled
+from ctxbench.reports.official import OfficialRatio
+from ctxbench.reports.report import Report
+from ctxbench.reports.study import FUSED, NAIVE, Study, printed, quotient
+from ctxbench.store import RunStore
+from tests.factories import make_record
+
+SIDES = (16, 32, 64, 128)
+
+
+def costs(spec: str, family: str, time: float, memory: float, power: int) -> list[Record]:
+    """Records whose costs are `time` ms and `memory` MiB at 16x16, and rise with a power of the pixels."""
+    found = []
+    for side in SIDES:
+        for mode in ("infer", "train"):
+            rise = (side / 16) ** (2 * power)
+            milliseconds = time * rise
+            cost: dict[str, Any] = {
+                "latency_ms_median": milliseconds,
+                "latency_ms_ci_low": milliseconds * 0.99,
+                "latency_ms_ci_high": milliseconds * 1.01,
+                "latency_cpu_ms_median": milliseconds,
+                "memory_predicted_bytes": int(memory * 2**20 * rise),
+                "reference_gflops": 100.0,
+                "device_name": "A CPU",
+            }
+            size = {"height": side, "width": side, "channels": 512, "batch": 1, "mode": mode}
+            name = {"spec": spec, "block": spec.partition("[")[0], "family": family}
+            cell = hashlib.sha256(f"{spec} {side} {mode}".encode()).hexdigest()[:16]
+            found.append(make_record(cell_id=cell, **name, **size, **cost))
+    return found
+
+
+@pytest.fixture
+def records() -> list[Record]:
+    return [
+        *costs(NAIVE, "attention", 1.0, 1.0, 2),
+        *costs(FUSED, "attention", 0.5, 0.5, 2),
+        *costs("ham-nmf", "decomposition", 8.0, 2.0, 1),
+    ]
+
+
+@pytest.fixture
+def study(records: list[Record]) -> Study:
+    rows = labelled([record.row for record in records])
+    return Study(Report(rows, baseline=NAIVE))
+
+
+def write_run(folder: Path, records: list[Record]) -> Path:
+    store = RunStore.create(folder)
+    for record in records:
+        store.write(record)
+    return folder
+
+
+def test_quotients_are_as_wide_as_both_intervals_allow() -> None:
+    found = quotient(Interval(9, 10, 11), Interval(4, 5, 6))
+    assert (found.low, found.middle, found.high) == (9 / 6, 2, 11 / 4)
+
+
+def test_the_papers_ratios_are_those_it_is_known_by() -> None:
+    found = {(it.mode, it.decomposition.spec): round(it.ratio, 1) for it in printed()}
+    assert found["infer", "ham-nmf"] == 10.7
+    assert found["train", "ham-nmf"] == 15.5
+
+
+def test_crossovers_and_shares_follow_from_the_costs(study: Study) -> None:
+    text = study.markdown()
+    # 8 n against n^2 is equal at 8 times 256 pixels, against n^2 / 2 at 16 times.
+    assert "from about 45x45 on" in text
+    assert "from just above 64x64 on" in text or "from about 64x64 on" in text
+    assert "0.125 (0.123 - 0.128) of `self-attn` at 128x128" in text
+    assert "0.25 (0.245 - 0.255) of `self-attn[impl=sdpa]` at 128x128" in text
+    assert "| inference | ham-nmf | 10.7 | 8 (7.84 - 8.16) | 4 (3.92 - 4.08) |" in text
+
+
+def test_growth_is_the_power_of_the_pixels(study: Study) -> None:
+    text = study.markdown()
+    assert "| ham-nmf | 1.00 | 1.00 |" in text.replace("| – ", "")
+    assert "| self-attn | 2.00 | 2.00 |" in text.replace("| – ", "")
+
+
+def test_what_no_record_says_is_named(study: Study) -> None:
+    gaps = " ".join(study.gaps)
+    assert "No record comes from a GPU. The 6 times that the paper prints" in gaps
+    assert "Precisions: float32; no others." in gaps
+    assert "Nothing was measured beyond 128x128." in gaps
+
+
+CONTEST: dict[str, Any] = {
+    **{"label": "ham-nmf", "official": "x/y@abc:f.py", "mode": "infer", "dtype": "float32"},
+    **{"channels": 512, "height": 64, "width": 64, "cpu": "A CPU", "threads": 1, "torch": "2.15.0+x"},
+    **{"ratio": 0.9, "ratio_low": 0.89, "ratio_high": 0.91, "agreement": "error 1e-7"},
+}
+
+
+def test_comparisons_with_official_code_have_a_table(study: Study) -> None:
+    disagreeing = {"ratio": None, "status": "disagrees", "mode": "train", "notes": ["on tokens"]}
+    found = [OfficialRatio(**CONTEST), OfficialRatio(**(CONTEST | disagreeing))]
+    text = Study(study.report, found).markdown()
+    assert "| ham-nmf | float32 | 1x512x64x64 | training | disagrees |" in text
+    assert "* `ham-nmf`: on tokens." in text
+    assert text.count("| ham-nmf | float32 | 1x512x64x64 | inference | 0.900 (0.890 - 0.910) |") == 1
+
+
+def test_the_command_writes_the_text_and_its_figures(tmp_path: Path, records: list[Record]) -> None:
+    run = write_run(tmp_path / "run", records)
+    out = tmp_path / "studies"
+    out.mkdir()
+    (out / "official.jsonl").write_text(json.dumps(CONTEST) + "\n")
+    result = CliRunner().invoke(main, ["study", str(run), "--out", str(out)])
+    assert result.exit_code == 0, result.output
+    text = (out / "attention-vs-decomposition.md").read_text()
+    figures = sorted(path.name for path in (out / "attention-vs-decomposition").glob("*.png"))
+    assert figures
+    assert all(f"(attention-vs-decomposition/{name})" in text for name in figures)
+
+
+@pytest.mark.parametrize("official", ["{", "[1]", '{"ratio": 1}', json.dumps(CONTEST | {"ratio": "x"})])
+def test_a_file_that_holds_no_comparisons_is_refused_in_a_line(
+    tmp_path: Path, records: list[Record], official: str
+) -> None:
+    run = write_run(tmp_path / "run", records)
+    (tmp_path / "official.jsonl").write_text(official)
+    result = CliRunner().invoke(main, ["study", str(run), "--out", str(tmp_path)])
+    assert result.exit_code == 2
+    assert "official.jsonl" in result.stderr
+
+
+def test_runs_without_a_contest_are_refused(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", costs("ham-nmf", "decomposition", 1.0, 1.0, 1))
+    result = CliRunner().invoke(main, ["study", str(run), "--out", str(tmp_path / "out")])
+    assert result.exit_code == 2
+    assert "no record of both" in result.stderr
+    assert not (tmp_path / "out").exists()
