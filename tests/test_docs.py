@@ -58,6 +58,14 @@ def test_the_snippets_of_the_readme_run(tmp_path: Path, monkeypatch: pytest.Monk
     assert [it.version for it in onnx.load("block.onnx").opset_import if not it.domain] == [20]
 
 
+def test_the_readme_lists_every_block() -> None:
+    section = README.partition("\n## Blocks\n")[2].partition("\n## ")[0]
+    number, _, rest = section.strip().partition(" so far")
+    listed = re.findall(r"`([a-z0-9-]+)`", rest.partition("\n\n")[2].rpartition("\n\n")[0])
+    assert sorted(listed) == sorted(blocks.names())
+    assert int(number) == len(listed)
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_the_commands_of_the_readme_are_understood(command: str) -> None:
     import shlex

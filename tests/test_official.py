@@ -18,7 +18,7 @@ from torch import nn
 import blocks
 from tests.bench.official import __main__ as program
 from tests.bench.official import contest, implementations
-from tests.bench.official.implementations import Comparison, Theirs, given
+from tests.bench.official.comparison import Comparison, Theirs, given
 from tests.bench.official.sources import Official, Package, Repository, SourceError
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # mmcv's builders warn of themselves

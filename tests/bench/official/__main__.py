@@ -27,7 +27,7 @@ from ctxbench.gate import wake  # noqa: E402
 from ctxbench.spec import parse_choices, parse_integers  # noqa: E402
 from ctxbench.statistics import median  # noqa: E402
 from tests.bench.official import contest, implementations  # noqa: E402
-from tests.bench.official.implementations import SEED, Comparison  # noqa: E402
+from tests.bench.official.comparison import SEED, Comparison  # noqa: E402
 from tests.bench.official.records import Line, RecordFile, code_of  # noqa: E402
 from tests.bench.official.sources import SourceError  # noqa: E402
 

@@ -19,7 +19,7 @@ from ctxbench.clocks import Sample, cpu_clock
 from ctxbench.measure import no_garbage_collection
 from ctxbench.statistics import Median, median
 from ctxbench.subject import MOST_CALLS, Reference
-from tests.bench.official.implementations import SEED, Comparison, Theirs
+from tests.bench.official.comparison import SEED, Comparison, Theirs
 from tests.bench.official.sources import Official
 
 TOLERANCE = {"float32": 1e-4, "bfloat16": gate.TOLERANCE[torch.bfloat16]}

@@ -13,10 +13,14 @@ import blocks
 from ctxbench import clocks, environment, gate, pinning, statistics, subject
 from ctxbench.errors import UsageError
 from ctxbench.store import write_atomically
-from tests.bench.official import contest, implementations, sources
+from tests.bench.official import comparison, contest, hamburgers, implementations, maps, sources, tokens
 
 Line = dict[str, Any]
 IDENTITY = ("label", "official", "mode", "dtype", "channels", "height", "width", "env_hash")
+COMPARING = (
+    *(clocks, gate, pinning, statistics, subject),
+    *(comparison, contest, hamburgers, implementations, maps, sources, tokens),
+)
 
 
 @dataclass(frozen=True)
@@ -63,8 +67,7 @@ def case_of(line: Line) -> str:
 def code_of(block: str) -> str:
     """Changes with the source of a block, of what it imports from the catalogue, and of all that compares and times it."""
     files = sources_of(blocks.info(block).cls.__module__)
-    modules = (clocks, contest, gate, implementations, pinning, sources, statistics, subject)
-    files |= {Path(module.__file__) for module in modules if module.__file__}
+    files |= {Path(module.__file__) for module in COMPARING if module.__file__}
     return environment.digest_of(sorted(files))
 
 
