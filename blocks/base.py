@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 __all__ = [
@@ -123,10 +124,15 @@ def unit(x: Tensor, eps: float = 1e-12) -> Tensor:
 
 
 class ChannelNorm(nn.LayerNorm):
-    """Layer normalisation of every pixel over its channels: (B, C, H, W) -> (B, C, H, W)."""
+    """Layer normalisation of every pixel over its channels: (B, C, H, W) -> (B, C, H, W).
+
+    A map may come in a wider precision than the parameters', and is normalised in that.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.movedim(1, -1)).movedim(-1, 1)
+        dtype = torch.promote_types(self.weight.dtype, x.dtype)
+        weight, bias = self.weight.to(dtype), self.bias.to(dtype)
+        return F.layer_norm(x.movedim(1, -1), self.normalized_shape, weight, bias, self.eps).movedim(-1, 1)
 
 
 def he_fan_out_(module: nn.Module) -> None:

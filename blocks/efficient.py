@@ -59,7 +59,7 @@ class EfficientAttention(ContextBlock):
 
     def split(self, x: Tensor) -> Tensor:
         """(B, D, H, W) -> (B, heads, D / heads, N)."""
-        return x.reshape(x.shape[0], self.heads, x.shape[1] // self.heads, -1)
+        return x.flatten(2).unflatten(1, (self.heads, x.shape[1] // self.heads))
 
     def forward(self, x: Tensor) -> Tensor:
         query = torch.softmax(self.split(self.query(x)), dim=2)  # over the channels of a head

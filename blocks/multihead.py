@@ -38,7 +38,7 @@ class MultiHead(ContextBlock):
 
     def split(self, x: Tensor) -> Tensor:
         """(B, C, ...) -> (B, heads, N, d): the tokens of each head in rows."""
-        return x.reshape(x.shape[0], self.heads, self.head_dim, -1).mT
+        return x.flatten(2).unflatten(1, (self.heads, self.head_dim)).mT
 
     def forward(self, x: Tensor) -> Tensor:
         seen = self.seen(x)

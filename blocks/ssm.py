@@ -170,7 +170,7 @@ class SelectiveScan(ContextBlock):
 
     def forward(self, x: Tensor) -> Tensor:
         u = F.silu(self.local(self.into(x)))
-        return x + self.out(self.norm(self.scanned(u).to(u.dtype)))
+        return x + self.out(self.norm(self.scanned(u)).to(u.dtype))
 
     def scanned(self, u: Tensor) -> Tensor:
         """The sum of the four scans: (B, E, H, W) -> the same, in float32 at least."""

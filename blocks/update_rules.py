@@ -22,6 +22,7 @@ from torch import Tensor
 EPS = 1e-6
 TILE_BYTES = 2**20  # of X for each thread: what the second-level cache of today's cores holds
 MIN_TILE = 128  # columns; products with fewer are slow
+LEAST = -60.0  # of a logit below the largest: e^-60 is nothing beside it
 Tiles = Sequence[Tensor]
 Iterate = Callable[[Tiles, Tensor], tuple[Tensor, Tiles]]  # tiles of X, bases -> bases, codes of each tile
 
@@ -108,8 +109,14 @@ def soft_assignment(x: Tensor, bases: Tensor, scale: Tensor | float = 1.0) -> Te
 
     With `scale` (1, N) = inverse temperature / |column| and unit bases the similarity is the
     cosine. Scaling the R x N product spares a normalised copy of the D x N input.
+
+    Sharp shares underflow. On a CPU products with subnormal numbers can take a hundred times as long,
+    so that logits end at LEAST below the largest there, where no gradient asks for a copy of them.
     """
-    return torch.softmax(bases.mT @ x * scale, dim=-2).to(x.dtype)
+    logits = bases.mT @ x * scale
+    if logits.device.type == "cpu" and not logits.requires_grad:
+        logits = logits.sub_(logits.amax(dim=-2, keepdim=True)).clamp_min_(LEAST)
+    return torch.softmax(logits, dim=-2).to(x.dtype)
 
 
 def soft_clusters(

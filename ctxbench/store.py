@@ -132,7 +132,7 @@ class RunStore:
         with contextlib.suppress(OSError):
             for path in sorted(self.commands.glob("*.json")):
                 with contextlib.suppress(OSError, ValueError, RecursionError):
-                    about = json.loads(_read_text(path, MAX_RECORD_BYTES))
+                    about = json.loads(read_text(path, MAX_RECORD_BYTES))
                     if isinstance(about, dict) and isinstance(about.get("command"), str):
                         found.append((str(about.get("started_utc", "")), about["command"]))
         return tuple(sorted(found))
@@ -145,7 +145,7 @@ class RunStore:
         text = json.dumps(sorted(cells)) + "\n"
         path = self.plans / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
         with contextlib.suppress(OSError, ValueError):
-            if _read_text(path, MAX_PLAN_BYTES) == text:
+            if read_text(path, MAX_PLAN_BYTES) == text:
                 return
         write_atomically(path, text)
 
@@ -155,7 +155,7 @@ class RunStore:
         with contextlib.suppress(OSError):
             for path in self.plans.glob("*.json"):
                 with contextlib.suppress(OSError, ValueError, RecursionError):
-                    cells = json.loads(_read_text(path, MAX_PLAN_BYTES))
+                    cells = json.loads(read_text(path, MAX_PLAN_BYTES))
                     if isinstance(cells, list) and all(isinstance(cell, str) for cell in cells):
                         found.update(cells)
         return found
@@ -293,14 +293,27 @@ def write_atomically(path: Path, content: str | bytes) -> None:
             temporary.unlink(missing_ok=True)
 
 
+def make_folder(folder: Path) -> Path:
+    """The folder, which is there then.
+
+    Raises:
+        UsageError: if it cannot be.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"cannot write to {folder}: {error.strerror}; choose another with --out") from None
+    return folder
+
+
 def _read_record(path: Path) -> Record:
-    record = Record.from_json(_read_text(path, MAX_RECORD_BYTES))
+    record = Record.from_json(read_text(path, MAX_RECORD_BYTES))
     if record.cell_id != path.stem:
         raise ValueError(f"holds cell {record.cell_id}")
     return record
 
 
-def _read_text(path: Path, largest: int) -> str:
+def read_text(path: Path, largest: int) -> str:
     """A file's text: never a pipe's, which would wait, nor more than so many bytes."""
     if not path.is_file():
         raise ValueError("not a regular file")

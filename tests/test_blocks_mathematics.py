@@ -308,6 +308,16 @@ def test_bptt_gradient_is_the_derivative(name: str, spatial: bool) -> None:
     assert torch.autograd.gradcheck(block, torch.randn(1, 4, 3, 2, requires_grad=True))
 
 
+def test_sharp_shares_are_never_subnormal() -> None:
+    """Products with subnormal numbers take many CPUs a hundred times as long."""
+    bases, x = F.normalize(torch.randn(8, 16), dim=0), F.normalize(torch.randn(8, 500), dim=0)
+    for dtype in (torch.float32, torch.float64):
+        sharp = soft_assignment(x.to(dtype), bases.to(dtype), 150.0)
+        exact = torch.softmax(150 * (bases.double().mT @ x.double()), dim=-2)
+        assert float(exact.min()) < torch.finfo(torch.float32).tiny < float(sharp.min()) / 1e5
+        assert float((sharp.double() - exact).abs().max()) < (1e-4 if dtype == torch.float32 else 1e-6)
+
+
 @pytest.fixture
 def vq() -> Decomposition:
     return ham("ham-vq", 4, rank=2, eval_steps=3, gradient="bptt", inv_t=5.0)

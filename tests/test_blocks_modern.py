@@ -20,7 +20,7 @@ from blocks.multihead import EPS, MultiHead, kernel_attention, softmax_attention
 from blocks.nystrom import pseudo_inverse, segment_means
 from blocks.performer import orthogonal_gaussian
 from blocks.ssm import Driven, from_directions, in_directions, scan, selective_scan
-from ctxbench.gate import relative_error
+from ctxbench.gate import relative_error, wake
 
 IN_HEADS = ("agent", "cosformer", "linear-attn", "linformer", "mhsa", "nystrom", "performer", "pooled-attn")
 MODERN = (*IN_HEADS, "fft", "ssm")
@@ -425,6 +425,18 @@ def test_training_on_a_large_image_keeps_no_states() -> None:
     )
     one_map = 64 * 64 * 2 * 16 * 4
     assert large - small < 64 * one_map / 4
+
+
+def test_large_activations_in_half_precision_stay_finite() -> None:
+    block = wake(create("ssm", 16)).half().eval()
+    with torch.no_grad():
+        assert block((100 * torch.randn(1, 16, 8, 8)).half()).isfinite().all()
+
+
+@pytest.mark.parametrize("name", IN_HEADS)
+def test_no_images_give_none(name: str) -> None:
+    with torch.no_grad():
+        assert create(name, 16).eval()(torch.randn(0, 16, 8, 8)).shape == (0, 16, 8, 8)
 
 
 def test_the_catalogue_has_all_of_them() -> None:

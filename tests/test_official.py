@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -176,8 +178,6 @@ def test_a_killed_run_goes_on(
     with pytest.raises(KeyboardInterrupt):
         run()
     assert [line["mode"] for line in lines(tmp_path)] == ["infer"]
-    with (tmp_path / "study" / "official.jsonl").open("a") as file:
-        file.write('{"torn')
     code, printed = run()
     assert code == 0 and calls == 3
     infer, train = printed.splitlines()[-2:]
@@ -196,6 +196,78 @@ def test_measured_again_when_asked_or_changed(
     monkeypatch.setattr(program, "code_of", lambda *_: "other")
     assert "(recorded)" not in run(*only)[1]
     assert len(lines(tmp_path)) == 1
+
+
+def test_what_was_measured_outlives_a_failure(
+    compare: Compare, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compare()
+    run("--modes", "infer")
+    monkeypatch.setattr(Official, "load", lambda *_: (_ for _ in ()).throw(SourceError("no network")))
+    code, printed = run("--modes", "infer", "--force")
+    assert code == 1 and "MISSING: no network" in printed
+    (record,) = lines(tmp_path)
+    assert record["status"] == "ok" and record["ratio"] > 0
+
+
+@pytest.mark.parametrize("text", ["my notes\n", '{"torn', "[1]\n", '{"label": "se"}\n'])
+def test_a_file_of_somebody_else_is_left_alone(
+    text: str, compare: Compare, run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    compare()
+    (tmp_path / "study").mkdir()
+    file = tmp_path / "study" / "official.jsonl"
+    file.write_text(text)
+    assert program.main(["--blocks", "se", *SMALL, "--out", str(file)]) == 2
+    assert f"{file}, line 1, is no comparison" in capsys.readouterr().err
+    assert file.read_text() == text
+
+
+def test_an_output_that_cannot_be_is_told_before_anything_is_measured(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    for out in ("file/official.jsonl", "folder", "pipe"):
+        assert program.main(["--blocks", "se", *SMALL, "--out", str(tmp_path / out)]) == 2
+        printed = capsys.readouterr()
+        assert len(printed.err.splitlines()) == 1 and not printed.out
+
+
+def test_a_line_without_what_is_not_needed_is_told(compare: Compare, run: Run, tmp_path: Path) -> None:
+    compare()
+    run("--modes", "infer")
+    (record,) = lines(tmp_path)
+    short = {name: value for name, value in record.items() if name not in ("limit", "settled", "clock")}
+    (tmp_path / "study" / "official.jsonl").write_text(f"\n{json.dumps(short)}\n\n")
+    code, printed = run("--modes", "infer")
+    assert code == 0 and "(recorded)" in printed
+
+
+def test_two_at_once_lose_nothing(tmp_path: Path) -> None:
+    program_text = (
+        "import sys; from pathlib import Path; from tests.bench.official.records import RecordFile\n"
+        "path, name = sys.argv[1:]\n"
+        "line = dict(official=None, mode='infer', dtype='float32', channels=1, height=1, width=1, cpu=None,\n"
+        "            threads=1, torch='2', status='ok')\n"
+        "for i in range(20): RecordFile(Path(path)).add(line | {'label': f'{name}-{i}'})"
+    )
+    path = tmp_path / "official.jsonl"
+    writers = [
+        subprocess.Popen([sys.executable, "-c", program_text, str(path), name], cwd=Path(__file__).parents[1])
+        for name in "ab"
+    ]
+    assert [writer.wait() for writer in writers] == [0, 0]
+    assert len(path.read_text().splitlines()) == 40
+
+
+def test_sources_that_are_not_whole_are_fetched_again(repository: Repository, tmp_path: Path) -> None:
+    whole = repository.fetch(tmp_path)
+    shutil.rmtree(whole / ".git")
+    (whole / "lib" / "gate.py").unlink()
+    assert repository.fetch(tmp_path) == whole
+    assert (whole / "lib" / "gate.py").read_text() == GATE
 
 
 def test_a_slow_block_is_flagged(compare: Compare, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -223,6 +295,7 @@ def test_a_block_without_comparison_is_timed_alone(
         ["--sizes", "large"],
         ["--channels", "8,16"],
         ["--threads", "0"],
+        ["--threads", "9999999"],
         ["--budget", "-1"],
         ["--budget", "nan"],
         ["--no-such-option"],

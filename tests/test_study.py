@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -110,8 +111,9 @@ CONTEST: dict[str, Any] = {
 
 
 def test_comparisons_with_official_code_have_a_table(study: Study) -> None:
-    disagreeing = {"ratio": None, "status": "disagrees", "mode": "train", "notes": ["on tokens"]}
-    found = [OfficialRatio(**CONTEST), OfficialRatio(**(CONTEST | disagreeing))]
+    about = {name: value for name, value in CONTEST.items() if not name.startswith("ratio")}
+    disagreeing = {"status": "disagrees", "mode": "train", "notes": ["on tokens"]}
+    found = [OfficialRatio(**CONTEST), OfficialRatio(**(about | disagreeing))]
     text = Study(study.report, found).markdown()
     assert "| ham-nmf | float32 | 1x512x64x64 | training | disagrees |" in text
     assert "* `ham-nmf`: on tokens." in text
@@ -131,15 +133,24 @@ def test_the_command_writes_the_text_and_its_figures(tmp_path: Path, records: li
     assert all(f"(attention-vs-decomposition/{name})" in text for name in figures)
 
 
-@pytest.mark.parametrize("official", ["{", "[1]", '{"ratio": 1}', json.dumps(CONTEST | {"ratio": "x"})])
+WRONG = (
+    *({"ratio": value} for value in ("x", -3, 0, math.nan, 2.0, None)),
+    *({"ratio_low": -math.inf}, {"status": "disagrees"}, {"status": "?"}, {"mode": "xx"}),
+    *({"height": -5}, {"threads": 0}, {"channels": 0}),
+)
+
+
+@pytest.mark.parametrize(
+    "official", ["{", "[1]", '{"ratio": 1}', *(json.dumps(CONTEST | wrong) for wrong in WRONG)]
+)
 def test_a_file_that_holds_no_comparisons_is_refused_in_a_line(
     tmp_path: Path, records: list[Record], official: str
 ) -> None:
     run = write_run(tmp_path / "run", records)
-    (tmp_path / "official.jsonl").write_text(official)
+    (tmp_path / "official.jsonl").write_text(f"{json.dumps(CONTEST)}\n\n{official}\n")
     result = CliRunner().invoke(main, ["study", str(run), "--out", str(tmp_path)])
     assert result.exit_code == 2
-    assert "official.jsonl" in result.stderr
+    assert "official.jsonl, line 3," in result.stderr
 
 
 def test_runs_without_a_contest_are_refused(tmp_path: Path) -> None:

@@ -125,7 +125,7 @@ def study_command(*, runs: tuple[Path, ...], out: Path, strict: bool) -> int:
     from ctxbench.store import Reading
 
     reading = Reading.of(list(runs or all_runs()))
-    study = Study(Report.of(reading), official.read_official(out / official.FILE))
+    study = Study(Report.of(reading), [it for _, it in official.read_official(out / official.FILE)])
     click.echo(f"study: {study.write(out)}")
     return judge(reading, strict)
 

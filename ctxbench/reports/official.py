@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from ctxbench.errors import UsageError
+from ctxbench.store import read_text, tell
 from ctxbench.tables import MISSING, Column, Table
 
 FILE = "official.jsonl"
+MAX_BYTES = 2**26
+Size = Annotated[int, Field(gt=0)]
+Ratio = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class OfficialRatio(BaseModel):
@@ -18,22 +23,34 @@ class OfficialRatio(BaseModel):
 
     label: str
     official: str | None
-    mode: str
+    mode: Literal["infer", "train"]
     dtype: str
-    channels: int
-    height: int
-    width: int
+    channels: Size
+    height: Size
+    width: Size
     cpu: str | None
-    threads: int
+    threads: Size
     torch: str
-    status: str = "ok"
+    status: Literal["ok", "disagrees", "missing", "failed"] = "ok"
     reason: str = ""
-    ratio: float | None = None
-    ratio_low: float | None = None
-    ratio_high: float | None = None
+    ratio: Ratio | None = None
+    ratio_low: Ratio | None = None
+    ratio_high: Ratio | None = None
     settled: bool = True
     agreement: str = ""
     notes: list[str] = []
+
+    @model_validator(mode="after")
+    def a_ratio_is_of_what_agrees(self) -> Self:
+        bounds = self.ratio_low, self.ratio, self.ratio_high
+        if bounds == (None, None, None):
+            return self
+        low, ratio, high = bounds
+        if low is None or ratio is None or high is None or not low <= ratio <= high:
+            raise ValueError("a ratio has an interval around it")
+        if self.status != "ok":
+            raise ValueError(f"a comparison that is {self.status!r} has no ratio")
+        return self
 
     @property
     def machine(self) -> str:
@@ -44,9 +61,7 @@ class OfficialRatio(BaseModel):
     def shown(self) -> str:
         if self.ratio is None:
             return self.status
-        text = f"{self.ratio:.3f}"
-        if self.ratio_low is not None and self.ratio_high is not None:
-            text += f" ({self.ratio_low:.3f} - {self.ratio_high:.3f})"
+        text = f"{self.ratio:.3f} ({self.ratio_low:.3f} - {self.ratio_high:.3f})"
         return text if self.settled else f"{text}, not settled"
 
 
@@ -81,20 +96,22 @@ def official_table(machine: str, found: Sequence[OfficialRatio]) -> Table[Offici
     )
 
 
-def read_official(path: Path) -> list[OfficialRatio]:
-    """The lines of a file of comparisons; [] where there is none.
+def read_official(path: Path) -> list[tuple[str, OfficialRatio]]:
+    """The lines of a file of comparisons, as text and as what they say; [] where there is none.
 
     Raises:
-        UsageError: where it is not such a file.
+        UsageError: where it is not such a file, naming the line.
     """
     if not path.exists():
         return []
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-        return [OfficialRatio.model_validate_json(line) for line in lines]
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise UsageError(f"cannot read {path}: {where + ': ' if where else ''}{first['msg']}") from None
-    except (OSError, UnicodeError) as error:
-        raise UsageError(f"cannot read {path}: {error}") from None
+        lines = read_text(path, MAX_BYTES).split("\n")
+    except (OSError, ValueError) as error:
+        raise UsageError(f"cannot read {path}: {tell(error)}") from None
+    found = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            found += [(line, OfficialRatio.model_validate_json(line))] if line.strip() else []
+        except ValidationError as error:
+            raise UsageError(f"{path}, line {number}, is no comparison: {tell(error)}") from None
+    return found

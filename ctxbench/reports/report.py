@@ -24,7 +24,7 @@ from ctxbench.reports.published_table import published_table, related, summary, 
 from ctxbench.reports.repeatability import pooled, repeatability_table
 from ctxbench.reports.scores import score_tables
 from ctxbench.reports.verdicts import Answer, Verdicts, answers, verdicts
-from ctxbench.store import Commands, Reading, Unreadable, write_atomically
+from ctxbench.store import Commands, Reading, Unreadable, make_folder, write_atomically
 from ctxbench.tables import Table, escape_markdown, markdown, markdown_prose, printable
 
 if TYPE_CHECKING:
@@ -288,19 +288,6 @@ def choose_baseline(rows: list[Row], wanted: str | None) -> str | None:
     if wanted is not None and wanted not in specs:
         raise UsageError(f"no record of {wanted!r} to compare with; there are: {', '.join(specs) or 'none'}")
     return DEFAULT_BASELINE if wanted is None and DEFAULT_BASELINE in specs else wanted
-
-
-def make_folder(folder: Path) -> Path:
-    """The folder, which is there then.
-
-    Raises:
-        UsageError: if it cannot be.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"cannot write to {folder}: {error.strerror}; choose another with --out") from None
-    return folder
 
 
 def write_pictures(folder: Path, pictures: Iterable[Picture]) -> None:

@@ -19,8 +19,8 @@ from ctxbench.reports.inputs import input_facets, machine
 from ctxbench.reports.page import render
 from ctxbench.reports.published import compare_all
 from ctxbench.reports.published_table import published_table, summary
-from ctxbench.reports.report import Report, make_folder
-from ctxbench.store import Reading, write_atomically
+from ctxbench.reports.report import Report
+from ctxbench.store import Reading, make_folder, write_atomically
 from ctxbench.tables import MISSING, Column, Table, number
 
 COMPARED = ("mode", "batch", "channels", "dtype", "compiled", "height", "width")

@@ -16,9 +16,9 @@ from ctxbench.reports.inputs import machine
 from ctxbench.reports.official import OfficialRatio, official_tables
 from ctxbench.reports.published import TABLE_3_INPUT, TIMES, Claim, claims
 from ctxbench.reports.published_table import published_table
-from ctxbench.reports.report import Report, bullets, make_folder, write_pictures
+from ctxbench.reports.report import Report, bullets, write_pictures
 from ctxbench.reports.verdicts import Scene, matrix, scenes
-from ctxbench.store import write_atomically
+from ctxbench.store import make_folder, write_atomically
 from ctxbench.tables import MISSING, Column, Table, escape_markdown, markdown, number
 
 NAME = "attention-vs-decomposition"
@@ -323,10 +323,11 @@ def growth(scene: Scene) -> Table[str]:
 
     def power(column: str) -> Column[str]:
         def cell(spec: str) -> str:
-            found = [(row["pixels"], it.middle) for row in scene.of(spec) if (it := interval(row, column))]
+            rows = sorted(scene.of(spec), key=lambda row: (row["pixels"], -row["height"] - row["width"]))
+            found = {row["pixels"]: it.middle for row in rows if (it := interval(row, column))}
             if len(found) < 2:
                 return MISSING
-            (before, less), (after, more) = sorted(found)[-2:]
+            (before, less), (after, more) = list(found.items())[-2:]
             return f"{math.log(more / less) / math.log(after / before):.2f}"
 
         return Column(METRICS[column].title.partition(" (")[0], cell)

@@ -33,6 +33,7 @@ from tests.bench.official.sources import SourceError  # noqa: E402
 
 MODES = ("infer", "train")
 RECORDS = Path("results/studies/official.jsonl")
+MOST_THREADS = 1024
 SLOWER = "SLOWER THAN"
 DISAGREES = "DISAGREES"
 
@@ -103,6 +104,8 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     options.sizes = parse_integers(options.sizes, "--sizes")
     (options.channels,) = only(parse_integers(options.channels, "--channels"), "--channels")
     (options.threads,) = only(parse_integers(options.threads, "--threads"), "--threads")
+    if options.threads > MOST_THREADS:
+        raise UsageError(f"--threads: at most {MOST_THREADS}")
     if not (options.budget >= 0 and math.isfinite(options.budget)):
         raise UsageError("--budget: seconds, 0 or more")
     return options
@@ -133,7 +136,8 @@ def run(options: argparse.Namespace) -> int:
     pinning.pin(options.threads)
     about = environment.capture("cpu", options.threads)
     records = RecordFile(options.out)
-    records.read()
+    if not options.check:
+        records.open()
     print(
         f"torch {about['torch']}, {about['cpu']}, {options.threads} threads; input 1x{options.channels}xSIDExSIDE"
     )
@@ -260,15 +264,14 @@ def told(line: Line, remark: str = "") -> str:
         text += f" {line['ratio']:6.3f} [{line['ratio_low']:.3f}, {line['ratio_high']:.3f}]"
     if "agreement" in line:
         text += f"  {line['agreement']}"
-    if "ours_wall_ms" in line:
-        milliseconds = line[f"ours_{line['clock']}_ms"]
+    if milliseconds := line.get(f"ours_{line.get('clock')}_ms"):
         text += f"  ours {milliseconds:.4g} ms"
-    if "ceiling_share" in line:
+    if {"gflops", "ceiling_share"} <= line.keys():
         text += f"  {line['gflops']:.0f} GFLOP/s, {100 * line['ceiling_share']:.0f} % of the ceiling"
     text += where
-    if "ratio" in line and line["ratio_low"] > line["limit"]:
+    if "ratio" in line and line["ratio_low"] > line.get("limit", math.inf):
         text += f"  {SLOWER} {line['limit']}"
-    if "ratio" in line and not line["settled"]:
+    if "ratio" in line and not line.get("settled", True):
         text += "  not settled"
     return f"{text}  ({remark})" if remark else text
 

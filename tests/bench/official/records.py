@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import ast
+import contextlib
+import fcntl
 import importlib.util
 import json
+import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import blocks
 from ctxbench import clocks, environment, gate, pinning, statistics, subject
-from ctxbench.errors import UsageError
-from ctxbench.store import write_atomically
+from ctxbench.reports.official import read_official
+from ctxbench.store import make_folder, write_atomically
 from tests.bench.official import comparison, contest, hamburgers, implementations, maps, sources, tokens
 
 Line = dict[str, Any]
 IDENTITY = ("label", "official", "mode", "dtype", "channels", "height", "width", "env_hash")
+UNDECIDED = ("missing", "failed")
 COMPARING = (
     *(clocks, gate, pinning, statistics, subject),
     *(comparison, contest, hamburgers, implementations, maps, sources, tokens),
@@ -30,34 +35,53 @@ class RecordFile:
     path: Path
 
     def read(self) -> list[Line]:
-        """All lines that can be read.
+        """All lines.
 
         Raises:
-            UsageError: if the file cannot be.
+            UsageError: if the file cannot be read, or holds what is no record: it would be lost.
         """
-        try:
-            text = self.path.read_text(encoding="utf-8", errors="replace") if self.path.exists() else ""
-        except OSError as error:
-            raise UsageError(f"cannot read {self.path}: {error.strerror}") from None
-        return [found for line in text.splitlines() if (found := parsed(line)) is not None]
+        return [json.loads(text) for text, _ in read_official(self.path)]
+
+    def open(self) -> None:
+        """Find out before anything is measured whether lines can be read and a folder holds them.
+
+        Raises:
+            UsageError: if not.
+        """
+        with self.alone():
+            self.read()
 
     def find(self, line: Line) -> Line | None:
         """The record of the same case, environment and code that tells a time."""
-        same = [found for found in self.read() if case_of(found) == case_of(line)]
-        return next((it for it in same if it.get("status") == "ok" and it.get("code") == line["code"]), None)
+        return next((it for it in self.read() if measured(it, line) and it.get("code") == line["code"]), None)
 
     def add(self, line: Line) -> None:
-        kept = [found for found in self.read() if case_of(found) != case_of(line)]
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(self.path, "".join(json.dumps(it) + "\n" for it in [*kept, line]))
+        """Write a line; a comparison that could not be made takes no measured one's place.
+
+        Raises:
+            UsageError, WriteError: if the file cannot be read or written.
+        """
+        with self.alone():
+            found = self.read()
+            if line["status"] in UNDECIDED and any(measured(it, line) for it in found):
+                return
+            kept = [it for it in found if case_of(it) != case_of(line)]
+            write_atomically(self.path, "".join(json.dumps(it) + "\n" for it in [*kept, line]))
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """No other process writes to the folder meanwhile."""
+        handle = os.open(make_folder(self.path.parent), os.O_RDONLY)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(handle)
 
 
-def parsed(text: str) -> Line | None:
-    try:
-        found = json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-    return found if isinstance(found, dict) else None
+def measured(found: Line, line: Line) -> bool:
+    """Whether a record tells the time of this case."""
+    return case_of(found) == case_of(line) and found.get("status") == "ok"
 
 
 def case_of(line: Line) -> str:

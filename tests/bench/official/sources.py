@@ -50,8 +50,9 @@ class Repository:
             SourceError: when git cannot get it.
         """
         target = folder / f"{self.name.replace('/', '+')}@{self.commit[:12]}"
-        if target.is_dir() and git("-C", str(target), "rev-parse", "HEAD") == self.commit:
-            return target
+        with contextlib.suppress(SourceError):  # what is not whole is fetched again
+            if target.is_dir() and git("-C", str(target), "rev-parse", "HEAD") == self.commit:
+                return target
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as place:
             clone = Path(place) / "clone"
