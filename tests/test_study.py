@@ -85,9 +85,37 @@ def test_crossovers_and_shares_follow_from_the_costs(study: Study) -> None:
     # 8 n against n^2 is equal at 8 times 256 pixels, against n^2 / 2 at 16 times.
     assert "from about 45x45 on" in text
     assert "from just above 64x64 on" in text or "from about 64x64 on" in text
-    assert "0.125 (0.123 - 0.128) of `self-attn` at 128x128" in text
-    assert "0.25 (0.245 - 0.255) of `self-attn[impl=sdpa]` at 128x128" in text
+    assert "at 128x128 `ham-nmf` takes 0.25 (0.245 - 0.255) of the time of `self-attn[impl=sdpa]`" in text
+    assert "the fastest attention there, and is faster than that from" in text
+    assert "| 0.125 (0.123 - 0.128) at 128x128 | 0.25 (0.245 - 0.255) at 128x128 |" in text
     assert "| inference | ham-nmf | 10.7 | 8 (7.84 - 8.16) | 4 (3.92 - 4.08) |" in text
+
+
+def test_times_that_did_not_settle_are_marked(records: list[Record]) -> None:
+    rows = labelled([record.row | {"converged": record.row["spec"] != FUSED} for record in records])
+    text = Study(Report(rows, baseline=NAIVE)).markdown()
+    assert "* 8 of 24 times did not settle; ratios of such a time carry a †" in text
+    assert "takes 0.25† (0.245 - 0.255) of the time of `self-attn[impl=sdpa]`" in text
+    assert "| inference | ham-nmf | 10.7 | 8 (7.84 - 8.16) | 4† (3.92 - 4.08) |" in text
+
+
+def test_the_gradient_through_the_iterations_has_its_price(records: list[Record]) -> None:
+    records += costs("ham-nmf[gradient=bptt]", "decomposition", 20.0, 9.0, 1)
+    text = Study(Report(labelled([record.row for record in records]), baseline=NAIVE)).markdown()
+    assert "`ham-nmf[gradient=bptt]` takes 2.5 (2.45 - 2.55) times as long (128x128, float32, A CPU" in text
+
+
+def test_estimates_are_no_measurements(records: list[Record]) -> None:
+    rows = labelled([record.row | {"estimated": record.row["height"] == 128} for record in records])
+    text = Study(Report(rows, baseline=NAIVE)).markdown()
+    assert "at 64x64 `ham-nmf` takes" in text and "Nothing was measured beyond 64x64." in text
+    assert "How many times longer" not in text
+
+
+def test_inputs_of_as_many_pixels_are_one(records: list[Record]) -> None:
+    flat = [record.row | {"height": 64, "width": 256} for record in records if record.row["height"] == 128]
+    text = Study(Report(labelled([*(it.row for it in records), *flat]), baseline=NAIVE)).markdown()
+    assert "| ham-nmf | 1.00 | 1.00 |" in text.replace("| – ", "")
 
 
 def test_growth_is_the_power_of_the_pixels(study: Study) -> None:
@@ -115,6 +143,7 @@ def test_comparisons_with_official_code_have_a_table(study: Study) -> None:
     disagreeing = {"status": "disagrees", "mode": "train", "notes": ["on tokens"]}
     found = [OfficialRatio(**CONTEST), OfficialRatio(**(about | disagreeing))]
     text = Study(study.report, found).markdown()
+    assert "* 2 comparisons: 1 agree, 1 disagree. 0 ratios did not settle" in text
     assert "| ham-nmf | float32 | 1x512x64x64 | training | disagrees |" in text
     assert "* `ham-nmf`: on tokens." in text
     assert text.count("| ham-nmf | float32 | 1x512x64x64 | inference | 0.900 (0.890 - 0.910) |") == 1

@@ -108,7 +108,7 @@ def print_report(report: Report) -> None:
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
-    default="results/studies",
+    default="report",
     show_default=True,
     help="Folder to write.",
 )

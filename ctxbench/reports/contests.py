@@ -24,11 +24,12 @@ WORDS = {
 
 @dataclass(frozen=True)
 class Interval:
-    """A cost and what it may be; counted ones are exact."""
+    """A cost and what it may be; counted ones are exact. `settled`: as narrow as was asked for."""
 
     low: float
     middle: float
     high: float
+    settled: bool = True
 
     def __lt__(self, other: Interval) -> bool:
         """Whether it is below the other one for sure."""
@@ -44,7 +45,8 @@ def interval(row: Row, column: str) -> Interval | None:
         return Interval(value * (1 - UNSEEN), value, value * (1 + UNSEEN))
     if column != LATENCY:
         return Interval(value, value, value)
-    return Interval(min(row["latency_ms_ci_low"], value), value, max(row["latency_ms_ci_high"], value))
+    low, high = min(row["latency_ms_ci_low"], value), max(row["latency_ms_ci_high"], value)
+    return Interval(low, value, high, settled=row["converged"] is not False)
 
 
 def leaders(rows: Sequence[Row], column: str) -> list[Row]:

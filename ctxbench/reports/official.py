@@ -87,12 +87,24 @@ def official_table(machine: str, found: Sequence[OfficialRatio]) -> Table[Offici
         ],
         sorted(found, key=lambda it: (it.label, it.dtype, it.height, it.mode)),
         [
+            counted(found),
             "Both have the same weights. Before they are timed, outputs and, in training, the input's gradients agree "
             "within 1e-4, or else in float64; where ours is in bfloat16 the outputs agree within 10 %, and theirs is in "
             "float32. Timed with subnormal numbers taken as zero, which spares theirs more than ours. The ratio is the median over interleaved rounds with its nominal 95 % interval: rounds end "
             "when that is narrow, which makes it a little optimistic.",
             *(f"`{label}`: {said}." for label, said in sorted(notes.items())),
         ],
+    )
+
+
+def counted(found: Sequence[OfficialRatio]) -> str:
+    """How many comparisons there are, and what came of them."""
+    words = {"ok": "agree", "disagrees": "disagree", "missing": "could not be had", "failed": "failed"}
+    numbers = {word: sum(it.status == status for it in found) for status, word in words.items()}
+    said = ", ".join(f"{number} {word}" for word, number in numbers.items() if number)
+    unsettled = sum(it.ratio is not None and not it.settled for it in found)
+    return (
+        f"{len(found)} comparisons: {said}. {unsettled} ratios did not settle within 1 % in the time given."
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from ctxbench.errors import UsageError
 from ctxbench.record import FAILED, METRICS, Row
-from ctxbench.reports.contests import CONTROL, LATENCY, MEMORY, Interval, interval
+from ctxbench.reports.contests import CONTROL, LATENCY, MEMORY, Course, Interval, interval
 from ctxbench.reports.inputs import machine
 from ctxbench.reports.official import OfficialRatio, official_tables
 from ctxbench.reports.published import TABLE_3_INPUT, TIMES, Claim, claims
@@ -28,21 +28,26 @@ ATTENTION = {
     NAIVE: "naive attention, which writes its n x n map to memory",
     FUSED: "the same attention by PyTorch's fused kernel, which never does",
 }
+MULTI_HEAD = "mhsa"
 DECOMPOSITIONS = ("ham-nmf", "ham-cd", "ham-vq")
+BPTT = "ham-nmf[gradient=bptt]"
+UNSETTLED = "†"
+INTERVALS_NOTE = f"In brackets what the 95 % intervals of both costs allow. {UNSETTLED}: one of the two times did not settle."
 FIGURES = ("latency-", "memory-", "roofline-")
 PAPERS_SIDE = TABLE_3_INPUT["height"]
 
 
 def quotient(over: Interval, under: Interval) -> Interval:
     """Of two costs, as wide as both intervals allow."""
-    return Interval(over.low / under.high, over.middle / under.middle, over.high / under.low)
+    settled = over.settled and under.settled
+    return Interval(over.low / under.high, over.middle / under.middle, over.high / under.low, settled)
 
 
 def with_interval(value: Interval | None) -> str:
     if value is None:
         return MISSING
     ends = number(value.low, 3), number(value.high, 3)
-    middle = number(value.middle, 3)
+    middle = number(value.middle, 3) + ("" if value.settled else UNSETTLED)
     return middle if ends[0] == ends[1] else f"{middle} ({ends[0]} - {ends[1]})"
 
 
@@ -84,10 +89,15 @@ class Study:
         """Those with attention and a decomposition, by title."""
         found = [
             scene
-            for scene in scenes(self.report.blocks)
+            for scene in scenes(self.rows)
             if any(scene.of(spec) for spec in ATTENTION) and any(scene.of(spec) for spec in DECOMPOSITIONS)
         ]
         return sorted(found, key=lambda scene: scene.title)
+
+    @property
+    def rows(self) -> list[Row]:
+        """Costs of blocks that were run; estimates have no time."""
+        return [row for row in self.report.blocks if not row["estimated"]]
 
     @property
     def measured(self) -> list[Scene]:
@@ -119,14 +129,14 @@ class Study:
         Args:
             figures: Markdown of each.
         """
-        roles = " and ".join(f"`{spec}` ({what})" for spec, what in ATTENTION.items())
+        roles = ", ".join(f"`{spec}` ({what})" for spec, what in ATTENTION.items())
         parts = [
             f"# {TITLE}",
             "",
-            f"Generated from records by `ctxbench study`; what is not a record's is printed in the paper, or said to be missing. Attention is {roles}; "
-            f"decompositions are {', '.join(f'`{it}`' for it in DECOMPOSITIONS)}.",
+            f"Generated from records by `ctxbench study`; what is not a record's is printed in the paper, or said to be missing. Attention is {roles} "
+            f"and `{MULTI_HEAD}` (heads of 64 channels by that kernel, as transformers have it); decompositions are {', '.join(f'`{it}`' for it in DECOMPOSITIONS)}.",
             "",
-            *bullets(self.report.summary),
+            *bullets([*self.report.summary, *self.doubts]),
             "## In short",
             "",
             *bullets(self.short),
@@ -155,12 +165,24 @@ class Study:
 
     @property
     def short(self) -> Iterator[str]:
-        """Of the paper's own block in each scene, what part of attention's costs it takes."""
+        """What part of the best attention's costs decompositions take, in each scene."""
         for scene in self.measured:
-            time, memory = (shares(scene, DECOMPOSITIONS[0], it) for it in (LATENCY, MEMORY))
-            if time:
-                of_memory = f"; of the predicted memory, {memory}" if memory else ""
-                yield f"{scene.title}: `{DECOMPOSITIONS[0]}` takes, of the time, {time}{of_memory}."
+            if said := in_short(scene):
+                yield f"{scene.title}: {said}."
+        spared = [scene for scene in self.measured if scene.facets["mode"] == "training"]
+        if any(scene.of(DECOMPOSITIONS[0]) for scene in spared):
+            yield (
+                "In training decompositions have the paper's one-step gradient, which spares them the way back through "
+                f"the iterations{''.join(f'; {it}' for it in map(price_of_the_way_back, spared) if it)}."
+            )
+        yield "This is of costs alone, and says nothing of what a block learns."
+
+    @property
+    def doubts(self) -> Iterator[str]:
+        """How far the times can be relied on."""
+        timed = [row for row in self.rows if row[LATENCY] is not None]
+        if open_ := sum(row["converged"] is False for row in timed):
+            yield f"{open_} of {len(timed)} times did not settle; ratios of such a time carry a {UNSETTLED}"
 
     @property
     def parts(self) -> Table[Against]:
@@ -186,7 +208,7 @@ class Study:
             "Cost of a decomposition over that of attention, at the largest resolution that both have",
             [*identity(), *columns],
             rows,
-            ["In brackets what the 95 % intervals of both costs allow."],
+            [INTERVALS_NOTE],
         )
 
     @property
@@ -199,17 +221,22 @@ class Study:
             if it.claim.table == "Table 3" and it.claim.spec in wanted and it.found is not None
         ]
         costs = [published_table(found, "Costs of Table 3 at 1x512x128x128", whole=False)] if found else []
-        return [*costs, self.ratios] if self.measured else costs
+        return [*costs, self.ratios] if self.timed_as_printed else costs
+
+    @property
+    def timed_as_printed(self) -> dict[tuple[str, str, str], Interval]:
+        """Times at the input of Table 3, by mode, block, and precision and machine."""
+        return {
+            (row["mode"], row["spec"], place(row)): cost
+            for row in self.rows
+            if TABLE_3_INPUT | {"dtype": row["dtype"]} == {name: row[name] for name in TABLE_3_INPUT}
+            and (cost := interval(row, LATENCY))
+        }
 
     @property
     def ratios(self) -> Table[Printed]:
         """How many times longer attention takes: printed, and measured on each machine."""
-        timed = {
-            (row["mode"], row["spec"], place(row)): cost
-            for row in self.report.blocks
-            if TABLE_3_INPUT | {"dtype": row["dtype"]} == {name: row[name] for name in TABLE_3_INPUT}
-            and (cost := interval(row, LATENCY))
-        }
+        timed = self.timed_as_printed
 
         def measured(attention: str, here: str) -> Column[Printed]:
             def cell(row: Printed) -> str:
@@ -229,7 +256,7 @@ class Study:
                 *(measured(attention, here) for here in places for attention in ATTENTION),
             ],
             list(printed()),
-            ["In brackets what the 95 % intervals of both times allow."],
+            [INTERVALS_NOTE],
         )
 
     @property
@@ -261,8 +288,7 @@ class Study:
     @property
     def gaps(self) -> Iterator[str]:
         """What these records cannot say."""
-        tried = [row for row in self.report.blocks if not row["estimated"]]
-        rows = [row for row in tried if row[LATENCY] is not None]
+        rows = [row for row in self.rows if row[LATENCY] is not None]
         if not any(row["device_type"] == "cuda" for row in rows):
             count = sum(claim.metric in TIMES for claim in claims() if claim.spec in (NAIVE, *DECOMPOSITIONS))
             yield (
@@ -273,7 +299,7 @@ class Study:
         yield f"Precisions: {', '.join(dtypes) or 'none'}; no others."
         if not any(row["compiled"] for row in rows):
             yield "No record is of compiled blocks."
-        failed = [row for row in tried if row["status"] in FAILED]
+        failed = [row for row in self.rows if row["status"] in FAILED]
         for row in sorted(failed, key=lambda it: (it["spec"], it["pixels"], it["mode"], it["dtype"])):
             mode = "inference" if row["mode"] == "infer" else "training"
             yield f"`{row['spec']}` at {row['height']}x{row['width']}, {mode}, {row['dtype']}: {row['status']}."
@@ -299,14 +325,47 @@ def identity() -> list[Column[Against]]:
     ]
 
 
-def shares(scene: Scene, spec: str, column: str) -> str:
-    """What part of attention's cost a decomposition takes, in words."""
-    courses = [(it, scene.course(spec, it, column).meetings) for it in ATTENTION]
-    return " and ".join(
-        f"{with_interval(quotient(found[-1].ours, found[-1].theirs))} of `{it}` at {found[-1].size}"
-        for it, found in courses
-        if found
+def in_short(scene: Scene) -> str:
+    """What part decompositions take of the costs of the attention that is best there; empty without both."""
+    ours, *others = DECOMPOSITIONS
+    fastest, leanest = (best_rival(scene, ours, column) for column in (LATENCY, MEMORY))
+    if fastest is None:
+        return ""
+    over_time = scene.course(ours, fastest, LATENCY)
+    text = (
+        f"at {over_time.meetings[-1].size} `{ours}` takes {share(over_time)} of the time of `{fastest}`, the fastest attention "
+        f"there, and is faster than that {over_time.short}"
     )
+    for other in others:
+        if meetings := scene.course(other, fastest, LATENCY).meetings:
+            text += f"; `{other}` takes {with_interval(quotient(meetings[-1].ours, meetings[-1].theirs))}"
+    if leanest is not None:
+        course = scene.course(ours, leanest, MEMORY)
+        text += f"; `{ours}` has {share(course)} of the predicted memory of `{leanest}`, the leanest"
+    return text
+
+
+def best_rival(scene: Scene, spec: str, column: str) -> str | None:
+    """The attention of least cost at the largest resolution that `spec` shares with any."""
+    courses = {it: scene.course(spec, it, column).meetings for it in (*ATTENTION, MULTI_HEAD)}
+    last = {it: meetings[-1] for it, meetings in courses.items() if meetings}
+    largest = max((it.pixels for it in last.values()), default=0)
+    costs = {it: met.theirs.middle for it, met in last.items() if met.pixels == largest}
+    return min(costs, key=costs.__getitem__, default=None)
+
+
+def share(course: Course) -> str:
+    """Our cost over theirs at the largest resolution of both."""
+    return with_interval(quotient(course.meetings[-1].ours, course.meetings[-1].theirs))
+
+
+def price_of_the_way_back(scene: Scene) -> str:
+    """How many times longer training takes with the gradient through all iterations; empty where not measured."""
+    course = scene.course(BPTT, DECOMPOSITIONS[0], LATENCY)
+    if not course.meetings:
+        return ""
+    where = f"{course.meetings[-1].size}, {scene.facets['precision']}, {scene.facets['machine']}"
+    return f"`{BPTT}` takes {share(course)} times as long ({where})"
 
 
 def printed() -> Iterator[Printed]:
@@ -363,6 +422,7 @@ def speeds(scene: Scene) -> Table[Row]:
         ],
         sorted(rows, key=lambda row: -gflops(row)),
         [
-            "Two operations for each counted MAC; element-wise work counts nothing. Convolutions have kernels of their own: those of 3x3 may do less than is counted, and exceed the product."
+            "Two operations for each counted MAC; element-wise work counts nothing. The product is torch's own, as "
+            "attention calls it, and not the processor's peak: convolutions have kernels of their own, and may exceed it."
         ],
     )

@@ -34,6 +34,8 @@ from tests.bench.official.sources import SourceError  # noqa: E402
 MODES = ("infer", "train")
 RECORDS = Path("results/studies/official.jsonl")
 MOST_THREADS = 1024
+LEAST_SHARE = 0.01  # of the ceiling; a block that multiplies next to nothing has no speed to tell
+MIRROR_NOTE = "What is missing can be fetched from a mirror: git's url.<base>.insteadOf names it."
 SLOWER = "SLOWER THAN"
 DISAGREES = "DISAGREES"
 
@@ -84,17 +86,23 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
         UsageError: with what is wrong, in one line.
     """
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    parser = Parser(prog="python -m tests.bench.official", description=__doc__)
+    parser = Parser(
+        prog="python -m tests.bench.official",
+        description=__doc__,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
     parser.add_argument("--blocks", default=",".join(blocks.names()), help="names, with commas between them")
     parser.add_argument("--sizes", default="64,128", help="sides of the input")
-    parser.add_argument("--modes", default=",".join(MODES))
-    parser.add_argument("--channels", default="512")
+    parser.add_argument("--modes", default=",".join(MODES), help="infer, train or both")
+    parser.add_argument("--channels", default="512", help="of the input")
     parser.add_argument(
         "--sources", type=Path, default=cache / "ctxbench" / "official", help="where code is fetched to"
     )
     parser.add_argument("--out", type=Path, default=RECORDS, help="file of records, one JSON object a line")
     parser.add_argument("--budget", type=float, default=20.0, help="seconds of timed calls a case")
-    parser.add_argument("--threads", default="1")
+    parser.add_argument(
+        "--threads", default="1", help="of torch; times are CPU times with one, and wall times with more"
+    )
     parser.add_argument("--force", action="store_true", help="measure again what is recorded")
     parser.add_argument("--check", action="store_true", help="only compare results: no times, no records")
     parser.add_argument("--list", action="store_true", help="what is compared with what, and what is not")
@@ -141,10 +149,14 @@ def run(options: argparse.Namespace) -> int:
     print(
         f"torch {about['torch']}, {about['cpu']}, {options.threads} threads; input 1x{options.channels}xSIDExSIDE"
     )
-    failed = 0
-    for case in cases(options):
-        failed += not settle(case, options, about, records)
-    return failed
+    told = [settle(case, options, about, records) for case in cases(options)]
+    count = {status: told.count(status) for status in dict.fromkeys(told)}
+    print(
+        f"{len(told)} case{'s' * (len(told) != 1)}: {', '.join(f'{number} {status}' for status, number in count.items()) or 'none'}"
+    )
+    if "missing" in count:
+        print(MIRROR_NOTE)
+    return len(told) - count.get("ok", 0)
 
 
 def cases(options: argparse.Namespace) -> Iterator[Case]:
@@ -161,12 +173,12 @@ def cases(options: argparse.Namespace) -> Iterator[Case]:
                 yield Case(name, None, side, "infer")
 
 
-def settle(case: Case, options: argparse.Namespace, about: dict[str, Any], records: RecordFile) -> bool:
-    """Measure and tell one case; whether that could be done."""
+def settle(case: Case, options: argparse.Namespace, about: dict[str, Any], records: RecordFile) -> str:
+    """Measure and tell one case; its status."""
     line = described(case, options, about)
     if not options.force and not options.check and (found := records.find(line)):
         print(told(found, "recorded"), flush=True)
-        return True
+        return "ok"
     try:
         with contest.on_cpu():
             measure(case, options, line)
@@ -178,7 +190,7 @@ def settle(case: Case, options: argparse.Namespace, about: dict[str, Any], recor
     if not options.check:
         records.add(line)
     print(told(line), flush=True)
-    return bool(line["status"] == "ok")
+    return str(line["status"])
 
 
 def described(case: Case, options: argparse.Namespace, about: dict[str, Any]) -> Line:
@@ -266,7 +278,7 @@ def told(line: Line, remark: str = "") -> str:
         text += f"  {line['agreement']}"
     if milliseconds := line.get(f"ours_{line.get('clock')}_ms"):
         text += f"  ours {milliseconds:.4g} ms"
-    if {"gflops", "ceiling_share"} <= line.keys():
+    if line.get("gflops") and line.get("ceiling_share", 0) >= LEAST_SHARE:
         text += f"  {line['gflops']:.0f} GFLOP/s, {100 * line['ceiling_share']:.0f} % of the ceiling"
     text += where
     if "ratio" in line and line["ratio_low"] > line.get("limit", math.inf):
