@@ -17,6 +17,7 @@ from ctxbench.spec import BlockSpec, Cell, Grid, parse_blocks
 from ctxbench.tables import MISSING, Column, Table
 
 PROGRAMS: tuple[str, ...] = get_args(get_type_hints(blocks.ExportLimit)["program"])
+ARGUMENTS = "\n\nArgs:\n"
 COSTS = ("params", "macs", "macs_backward", "memory_predicted_bytes")
 
 
@@ -37,7 +38,9 @@ class Description:
         """What the docstrings of the block's classes say."""
         classes = [it for it in self.info.cls.__mro__ if issubclass(it, blocks.ContextBlock)]
         own = [it for it in classes if it is not blocks.ContextBlock]
-        return [inspect.cleandoc(it.__doc__) for it in own if isinstance(it.__doc__, str)]
+        texts = [inspect.cleandoc(it.__doc__) for it in own if isinstance(it.__doc__, str)]
+        said = [number for number, text in enumerate(texts) if ARGUMENTS in text][:1]  # a subclass lists all
+        return [text if number in said else text.partition(ARGUMENTS)[0] for number, text in enumerate(texts)]
 
     @property
     def exports(self) -> dict[str, str]:
