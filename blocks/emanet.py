@@ -48,7 +48,7 @@ def expectation_maximisation(steps: int) -> Iterate:
     def iterate(tiles: Tiles, bases: Tensor) -> tuple[Tensor, Tiles]:
         codes: Tiles = ()
         for _ in range(steps):  # E-step and M-step
-            means, codes = soft_clusters(tiles, bases, [1.0] * len(tiles))
+            means, codes = soft_clusters(tiles, bases, [None] * len(tiles))
             bases = soft_unit(means)
         return bases, codes
 

@@ -61,6 +61,13 @@ def wide(x: Tensor) -> torch.dtype:
     return torch.promote_types(x.dtype, torch.float32)
 
 
+def add_product(total: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """total + a b^T; `total` itself, where it is a sum over tiles in the precision of these."""
+    if a.dim() == 2 and a.dtype == total.dtype:
+        return total.addmm_(a, b.mT)
+    return total + a @ b.mT
+
+
 # --- non-negative matrix factorisation -------------------------------------------------------
 
 
@@ -89,8 +96,8 @@ def nmf_iteration(tiles: Tiles, bases: Tensor, codes: Sequence[Tensor | None]) -
     updated = []
     for x, old in zip(tiles, codes, strict=True):
         new = nmf_codes(x, bases, gram, old)
-        x_codes = x_codes + x @ new.mT
-        codes_gram = codes_gram + new @ new.mT
+        x_codes = add_product(x_codes, x, new)
+        codes_gram = add_product(codes_gram, new, new)
         updated.append(new)
     return nmf_bases(bases, x_codes, codes_gram), updated
 
@@ -104,8 +111,8 @@ def inverse_norm(x: Tensor, eps: float = 1e-12) -> Tensor:
     return torch.where(length > eps, length.clamp_min(eps).reciprocal(), 0)
 
 
-def soft_assignment(x: Tensor, bases: Tensor, scale: Tensor | float = 1.0) -> Tensor:
-    """Softmax over the bases of scaled similarities, (R, N): every column's codes sum to one.
+def soft_assignment(x: Tensor, bases: Tensor, scale: Tensor | float | None = None) -> Tensor:
+    """Softmax over the bases of similarities, scaled or not, (R, N): every column's codes sum to one.
 
     With `scale` (1, N) = inverse temperature / |column| and unit bases the similarity is the
     cosine. Scaling the R x N product spares a normalised copy of the D x N input.
@@ -113,14 +120,14 @@ def soft_assignment(x: Tensor, bases: Tensor, scale: Tensor | float = 1.0) -> Te
     Sharp shares underflow. On a CPU products with subnormal numbers can take a hundred times as long,
     so that logits end at LEAST below the largest there, where no gradient asks for a copy of them.
     """
-    logits = bases.mT @ x * scale
+    logits = bases.mT @ x if scale is None else bases.mT @ x * scale
     if logits.device.type == "cpu" and not logits.requires_grad:
         logits = logits.sub_(logits.amax(dim=-2, keepdim=True)).clamp_min_(LEAST)
     return torch.softmax(logits, dim=-2).to(x.dtype)
 
 
 def soft_clusters(
-    tiles: Tiles, bases: Tensor, scales: Sequence[Tensor | float]
+    tiles: Tiles, bases: Tensor, scales: Sequence[Tensor | float | None]
 ) -> tuple[Tensor, list[Tensor]]:
     """The means (D, R) of X's columns under each basis's shares of them, and the shares, by tile."""
     sums = torch.zeros_like(bases, dtype=wide(bases))
@@ -128,7 +135,7 @@ def soft_clusters(
     codes = []
     for x, scale in zip(tiles, scales, strict=True):
         shares = soft_assignment(x, bases, scale)
-        sums = sums + x @ shares.mT
+        sums = add_product(sums, x, shares)
         weights = weights + shares.sum(dim=-1, dtype=sums.dtype).unsqueeze(-2)
         codes.append(shares)
     return (sums / (weights + EPS)).to(bases.dtype), codes
