@@ -46,12 +46,17 @@ def in_tiles(
     """Run `iterate` on X (G, D, N) and first bases (G, D, R), by tiles of one matrix after the other
     where that is faster, unless X is to be taken `whole`; returns its bases and codes (G, R, N), if it
     gives codes.
+
+    A tile is copied into one piece: rows that lie a power of two apart push one another out of the cache.
     """
     columns = None if whole else tile_columns(x)
     if columns is None:
         bases, codes = iterate((x,), bases)
         return bases, codes[0] if codes else None
-    found = [iterate(matrix.split(columns, dim=1), first) for matrix, first in zip(x, bases, strict=True)]
+    found = []
+    for matrix, first in zip(x, bases, strict=True):
+        tiles = [tile.contiguous() for tile in matrix.split(columns, dim=1)]
+        found.append(iterate(tiles, first))
     bases = torch.stack([last for last, _ in found])
     return bases, torch.stack([torch.cat(list(codes), dim=1) for _, codes in found]) if found[0][1] else None
 
