@@ -104,10 +104,10 @@ def flat(x: Tensor) -> Tensor:
 def weighted(values: Tensor, weights: Tensor) -> Tensor:
     """Values (..., C, M), weighted for each of N positions by weights (..., N, M): (..., C, N).
 
-    Multiplied in this order, the weights' gradient comes in their own layout; in the other, the
-    softmax before them copies a map of N x M in every backward.
+    Multiplied from the other side where a gradient will come back, the weights' has their own layout, and
+    the softmax before them copies no map of N x M; but the result is strided.
     """
-    return (weights @ values.mT).mT
+    return (weights @ values.mT).mT if weights.requires_grad else values @ weights.mT
 
 
 def squared_length(x: Tensor) -> Tensor:
