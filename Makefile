@@ -24,7 +24,7 @@ leaderboards: $(STAMP)
 	$(BIN)/ctxbench report --site results/leaderboards
 
 studies: $(STAMP)
-	$(BIN)/ctxbench study results/runs/attention-vs-decomposition --out results/studies
+	$(BIN)/ctxbench study results/runs/attention-vs-decomposition-* --out results/studies
 
 check: $(STAMP)
 	$(BIN)/ruff check .
