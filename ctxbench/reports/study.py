@@ -234,28 +234,32 @@ class Study:
         }
 
     @property
-    def ratios(self) -> Table[Printed]:
+    def ratios(self) -> Table[tuple[str, Printed]]:
         """How many times longer attention takes: printed, and measured on each machine."""
         timed = self.timed_as_printed
+        places = sorted({here for _, spec, here in timed if spec in ATTENTION})
 
-        def measured(attention: str, here: str) -> Column[Printed]:
-            def cell(row: Printed) -> str:
-                over = timed.get((row.mode, attention, here))
-                under = timed.get((row.mode, row.decomposition.spec, here))
+        def measured(attention: str) -> Column[tuple[str, Printed]]:
+            def cell(row: tuple[str, Printed]) -> str:
+                here, pair = row
+                over = timed.get((pair.mode, attention, here))
+                under = timed.get((pair.mode, pair.decomposition.spec, here))
                 return with_interval(quotient(over, under) if over and under else None)
 
-            return Column(f"{attention}: {here}", cell)
+            return Column(attention, cell)
 
-        places = sorted({here for _, spec, here in timed if spec in ATTENTION})
         return Table(
             f"How many times longer attention takes than a decomposition, at {PAPERS_SIDE}x{PAPERS_SIDE}",
             [
-                Column("mode", lambda row: "inference" if row.mode == "infer" else "training", numeric=False),
-                Column("decomposition", lambda row: row.decomposition.spec, numeric=False),
-                Column("printed, the authors' GPU", lambda row: number(row.ratio, 3)),
-                *(measured(attention, here) for here in places for attention in ATTENTION),
+                Column(
+                    "mode", lambda row: "inference" if row[1].mode == "infer" else "training", numeric=False
+                ),
+                Column("decomposition", lambda row: row[1].decomposition.spec, numeric=False),
+                Column("precision and machine", lambda row: row[0], numeric=False),
+                Column(f"{NAIVE}, printed (the authors' GPU)", lambda row: number(row[1].ratio, 3)),
+                *map(measured, ATTENTION),
             ],
-            list(printed()),
+            [(here, pair) for pair in printed() for here in places],
             [INTERVALS_NOTE],
         )
 
