@@ -198,12 +198,12 @@ def test_tiles_change_no_result(
         close(found, expected)
 
 
-def test_every_matrix_is_taken_in_tiles_that_are_views(narrow_tiles: None) -> None:
+def test_every_matrix_is_taken_in_tiles_of_one_piece(narrow_tiles: None) -> None:
     x, seen = torch.rand(2, 8, 20), []
 
     def iterate(tiles: update_rules.Tiles, bases: Tensor) -> tuple[Tensor, update_rules.Tiles]:
         seen.append([tile.shape[1] for tile in tiles])
-        assert {tile.untyped_storage().data_ptr() for tile in tiles} == {x.untyped_storage().data_ptr()}
+        assert all(tile.is_contiguous() for tile in tiles)
         return bases, tiles
 
     bases, codes = in_tiles(iterate, x, torch.rand(2, 8, 3))
