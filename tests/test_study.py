@@ -88,7 +88,10 @@ def test_crossovers_and_shares_follow_from_the_costs(study: Study) -> None:
     assert "at 128x128 `ham-nmf` takes 0.25 (0.245 - 0.255) of the time of `self-attn[impl=sdpa]`" in text
     assert "the fastest attention there, and is faster than that from" in text
     assert "| 0.125 (0.123 - 0.128) at 128x128 | 0.25 (0.245 - 0.255) at 128x128 |" in text
-    assert "| inference | ham-nmf | float32, A CPU, 1 thread, torch 2.13.0 | 10.7 | 8 (7.84 - 8.16) | 4 (3.92 - 4.08) |" in text
+    assert (
+        "| inference | ham-nmf | float32, A CPU, 1 thread, torch 2.13.0 | 10.7 | 8 (7.84 - 8.16) | 4 (3.92 - 4.08) |"
+        in text
+    )
 
 
 def test_times_that_did_not_settle_are_marked(records: list[Record]) -> None:
