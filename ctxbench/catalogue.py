@@ -39,8 +39,8 @@ class Description:
         classes = [it for it in self.info.cls.__mro__ if issubclass(it, blocks.ContextBlock)]
         own = [it for it in classes if it is not blocks.ContextBlock]
         texts = [inspect.cleandoc(it.__doc__) for it in own if isinstance(it.__doc__, str)]
-        said = [number for number, text in enumerate(texts) if ARGUMENTS in text][:1]  # a subclass lists all
-        return [text if number in said else text.partition(ARGUMENTS)[0] for number, text in enumerate(texts)]
+        whole = next((text for text in texts if ARGUMENTS in text), None)  # a subclass lists all
+        return [text if text is whole else text.partition(ARGUMENTS)[0] for text in texts]
 
     @property
     def exports(self) -> dict[str, str]:

@@ -190,11 +190,8 @@ class Study:
 
         def part(column: str, words: str, attention: str) -> Column[Against]:
             def cell(row: Against) -> str:
-                meetings = row.scene.course(row.spec, attention, column).meetings
-                if not meetings:
-                    return MISSING
-                last = meetings[-1]
-                return f"{with_interval(quotient(last.ours, last.theirs))} at {last.size}"
+                course = row.scene.course(row.spec, attention, column)
+                return f"{share(course)} at {course.meetings[-1].size}" if course.meetings else MISSING
 
             return Column(f"{words} {attention}", cell)
 
@@ -341,8 +338,8 @@ def in_short(scene: Scene) -> str:
         f"there, and is faster than that {over_time.short}"
     )
     for other in others:
-        if meetings := scene.course(other, fastest, LATENCY).meetings:
-            text += f"; `{other}` takes {with_interval(quotient(meetings[-1].ours, meetings[-1].theirs))}"
+        if (course := scene.course(other, fastest, LATENCY)).meetings:
+            text += f"; `{other}` takes {share(course)}"
     if leanest is not None:
         course = scene.course(ours, leanest, MEMORY)
         text += f"; `{ours}` has {share(course)} of the predicted memory of `{leanest}`, the leanest"
