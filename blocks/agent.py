@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from blocks.base import require_positive
-from blocks.multihead import MultiHead, softmax_attention
+from blocks.multihead import MultiHead, scaled, softmax_attention
 from blocks.pooling import pooled_map
 from blocks.registry import Paper, register
 
@@ -57,7 +57,7 @@ class AgentAttention(MultiHead):
 
     def forward(self, x: Tensor) -> Tensor:
         query, value = self.query(x), self.value(x)
-        agents = self.split(pooled_map(query, self.agents))  # (B, heads, A, d)
+        agents = scaled(self.split(pooled_map(query, self.agents)))  # (B, heads, A, d)
         context = self.mediate(self.split(query), agents, self.split(self.key(x)), self.split(value))
         context = context.mT.reshape(x.shape)
         return x + self.out(context if self.local is None else context + self.local(value))

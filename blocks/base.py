@@ -101,13 +101,18 @@ def flat(x: Tensor) -> Tensor:
     return x.flatten(2)
 
 
+FAR_APART = 2**14  # of rows, in numbers: the products of BLAS that read across them slow down
+
+
 def weighted(values: Tensor, weights: Tensor) -> Tensor:
     """Values (..., C, M), weighted for each of N positions by weights (..., N, M): (..., C, N).
 
     Multiplied from the other side where a gradient will come back, the weights' has their own layout, and
-    the softmax before them copies no map of N x M; but the result is strided.
+    the softmax before them copies no map of N x M; and so is it where their rows lie far apart. But the
+    result is strided.
     """
-    return (weights @ values.mT).mT if weights.requires_grad else values @ weights.mT
+    far_apart = not torch.compiler.is_compiling() and weights.shape[-1] >= FAR_APART
+    return (weights @ values.mT).mT if weights.requires_grad or far_apart else values @ weights.mT
 
 
 def squared_length(x: Tensor) -> Tensor:

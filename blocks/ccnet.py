@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import torch
 from torch import Tensor, nn
 
@@ -23,6 +25,33 @@ CCNET = Paper(
 )
 
 
+class Turned(torch.autograd.Function):
+    """Matrices (B, M, N) turned to (B, N, M) in one piece, and their gradients back in one piece.
+
+    Products of many strided matrices would copy each of them alone, which takes longer.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.mT.contiguous()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return gradients[0].mT.contiguous()
+
+
+def turned(x: Tensor) -> Tensor:
+    """(B, M, N) -> (B, N, M), contiguous."""
+    if torch.is_grad_enabled() and x.requires_grad:
+        return cast(Tensor, Turned.apply(x))
+    return x.mT.contiguous()
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """(B, C, H, W) -> (B, H, W, C)."""
+    return turned(x.flatten(2)).unflatten(1, x.shape[2:])
+
+
 def criss_cross(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """Attention of every pixel over the H + W - 1 pixels of its row and column.
 
@@ -34,16 +63,17 @@ def criss_cross(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         (B, C, H, W).
     """
     height = query.shape[2]
-    # Columns of the image are batched over W, rows over H. A pixel is in both: masked in its column.
-    in_column = query.permute(0, 3, 2, 1) @ key.permute(0, 3, 1, 2)  # (B, W, H, H)
+    q, k, v = channels_last(query), channels_last(key), channels_last(value)
+    # Rows of the image are batched over H, columns over W. A pixel is in both: masked in its column.
+    in_column = q.transpose(1, 2) @ k.transpose(1, 2).mT  # (B, W, H, H)
     itself = torch.eye(height, dtype=torch.bool, device=query.device)
     in_column = in_column.masked_fill(itself, -torch.inf).transpose(1, 2)  # (B, H, W, H)
-    in_row = query.permute(0, 2, 3, 1) @ key.permute(0, 2, 1, 3)  # (B, H, W, W)
+    in_row = q @ k.mT  # (B, H, W, W)
     weights = torch.softmax(torch.cat((in_column, in_row), -1), dim=-1)  # (B, H, W, H + W)
     over_column, over_row = weights.tensor_split((height,), dim=-1)
-    from_column = value.permute(0, 3, 1, 2) @ over_column.permute(0, 2, 3, 1)  # (B, W, C, H)
-    from_row = value.permute(0, 2, 1, 3) @ over_row.mT  # (B, H, C, W)
-    return from_column.permute(0, 2, 3, 1) + from_row.permute(0, 2, 1, 3)
+    from_column = over_column.transpose(1, 2) @ v.transpose(1, 2)  # (B, W, H, C)
+    context = from_column.transpose(1, 2) + over_row @ v  # (B, H, W, C)
+    return turned(context.flatten(1, 2)).reshape(value.shape)
 
 
 @register(

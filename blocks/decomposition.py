@@ -23,12 +23,12 @@ from blocks.update_rules import (
     in_tiles,
     indexed_uniform,
     inverse_norm,
+    lengths,
     nmf_codes,
     nmf_iteration,
     ridge_codes,
     soft_assignment,
     soft_clusters,
-    wide,
 )
 
 Gradient = Literal["one-step", "bptt"]
@@ -292,8 +292,8 @@ class VQ(SoftClustering):
 
     def final_codes(self, x: Tensor, bases: Tensor, codes: Tensor | None) -> Tensor:
         # The norm is a constant to the gradient, as in the official code.
-        length = torch.linalg.vector_norm(x.detach(), dim=1, keepdim=True, dtype=wide(x))  # (G, 1, N)
-        return soft_assignment(x, self.unit_bases(bases), self.inv_t / (length + EPS))
+        scale = self.inv_t / (lengths(x.detach()) + EPS)  # (G, 1, N)
+        return soft_assignment(x, self.unit_bases(bases), scale)
 
     def core_macs(self, d: int, n: int) -> int:
         return (2 * self.steps + 2) * n * d * self.rank

@@ -172,7 +172,7 @@ class Hamburger(ContextBlock):
     complexity="O(n d^2 + n d r)",
     formula="Y = ReLU(X + W_u D C^T);  D, C = NMF(ReLU(W_l X)):  C *= X^T D / C D^T D,  D *= X C / D C^T C",
     paper=HAMBURGER,
-    limits=(ExportLimit("ONNX", "it has no such kernel", only=("impl", "triton")),),
+    limits=(ExportLimit("ONNX", "it has no Triton kernels", only=("impl", "triton")),),
 )
 class HamNMF(Hamburger):
     ham_class = NMF

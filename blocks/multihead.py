@@ -51,20 +51,23 @@ class MultiHead(ContextBlock):
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Queries (B, heads, N, d), keys and values (B, heads, M, d) -> context (B, heads, N, d)."""
-        return softmax_attention(q, k, v)
+        return softmax_attention(q, scaled(k), v)
 
     def param_count(self) -> int:
         return 4 * self.channels * (self.channels + 1)
 
 
+def scaled(tokens: Tensor) -> Tensor:
+    """Queries or keys (..., M, d) over the root of d; whichever are fewer, for the product is the same."""
+    return tokens * tokens.shape[-1] ** -0.5
+
+
 def softmax_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(d)) v, of q (..., N, d), k (..., M, d) and v (..., M, d)."""
-    return softmax_weights(q, k) @ v
+    """softmax(q k^T) v, of q (..., N, d), k (..., M, d) and v (..., M, d), either q or k being `scaled`.
 
-
-def softmax_weights(q: Tensor, k: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(d)): (..., N, M)."""
-    return torch.softmax(q * q.shape[-1] ** -0.5 @ k.mT, dim=-1)
+    Channels before pixels, as the result is to be a map: it is a view of one, (..., d, N).
+    """
+    return (v.mT @ torch.softmax(q @ k.mT, dim=-1).mT).mT
 
 
 def kernel_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from blocks.base import require_positive, wide_precision
-from blocks.multihead import MultiHead, softmax_weights
+from blocks.multihead import MultiHead, scaled, softmax_attention
 from blocks.pooling import means
 from blocks.registry import Paper, register
 
@@ -82,10 +82,10 @@ class NystromAttention(MultiHead):
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         with wide_precision(v) as dtype:
             q, k, values = q.to(dtype), k.to(dtype), v.to(dtype)
-            some_q, some_k = segment_means(q, self.landmarks), segment_means(k, self.landmarks)
-            inverse = pseudo_inverse(softmax_weights(some_q, some_k), self.iterations)
-            gathered = softmax_weights(some_q, k) @ values  # (B, heads, M, d)
-            return (softmax_weights(q, some_k) @ (inverse @ gathered)).to(v.dtype)
+            some_q, some_k = scaled(segment_means(q, self.landmarks)), segment_means(k, self.landmarks)
+            inverse = pseudo_inverse(torch.softmax(some_q @ some_k.mT, dim=-1), self.iterations)
+            gathered = softmax_attention(some_q, k, values)  # (B, heads, M, d)
+            return softmax_attention(q, scaled(some_k), inverse @ gathered).to(v.dtype)
 
     def macs(self, height: int, width: int) -> int:
         c, n = self.channels, height * width

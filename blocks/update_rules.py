@@ -27,13 +27,15 @@ Tiles = Sequence[Tensor]
 Iterate = Callable[[Tiles, Tensor], tuple[Tensor, Tiles]]  # tiles of X, bases -> bases, codes of each tile
 
 
-def tile_columns(x: Tensor) -> int | None:
-    """Columns of a tile of X (G, D, N) that fits the caches of a CPU; None: take all of X in one.
+def divisible(x: Tensor) -> bool:
+    """Whether x may be gone through in pieces that fit the caches: on a CPU, without a gradient or a compiler."""
+    with_gradient = torch.is_grad_enabled() and x.requires_grad
+    return x.device.type == "cpu" and not with_gradient and not torch.compiler.is_compiling()
 
-    That is for other devices, small matrices, a gradient through the iterations, and a compiler.
-    """
-    whole = x.device.type != "cpu" or (torch.is_grad_enabled() and x.requires_grad)
-    if whole or torch.compiler.is_compiling():
+
+def tile_columns(x: Tensor) -> int | None:
+    """Columns of a tile of X (G, D, N); None: take all of X in one, as it is small or not to be divided."""
+    if not divisible(x):
         return None
     _, rows, columns = x.shape
     fitting = TILE_BYTES * torch.get_num_threads() // (max(rows, 1) * x.element_size())
@@ -110,9 +112,22 @@ def nmf_iteration(tiles: Tiles, bases: Tensor, codes: Sequence[Tensor | None]) -
 # --- soft clustering: concept decomposition and vector quantisation --------------------------
 
 
+def lengths(x: Tensor) -> Tensor:
+    """|column| of x, (D, N) -> (1, N), in float32 at least.
+
+    PyTorch's norm of columns takes several times as long on a CPU as sums of squares, which would be a
+    copy of x if they were not formed piece by piece.
+    """
+    if not divisible(x):
+        return torch.linalg.vector_norm(x, dim=-2, keepdim=True, dtype=wide(x))
+    columns = max(TILE_BYTES // (4 * max(x.shape[-2], 1)), 1)
+    squares = [piece.to(wide(x)).square().sum(dim=-2, keepdim=True) for piece in x.split(columns, dim=-1)]
+    return torch.cat(squares, dim=-1).sqrt_()
+
+
 def inverse_norm(x: Tensor, eps: float = 1e-12) -> Tensor:
     """1 / |column| of x, (D, N) -> (1, N); a zero column gets 0, and a gradient of zero."""
-    length = torch.linalg.vector_norm(x, dim=-2, keepdim=True, dtype=wide(x))
+    length = lengths(x)
     return torch.where(length > eps, length.clamp_min(eps).reciprocal(), 0)
 
 

@@ -16,11 +16,13 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from blocks import ContextBlock, create, update_rules
+from blocks.base import FAR_APART, weighted
 from blocks.ccnet import criss_cross
 from blocks.decomposition import NMF, Decomposition
 from blocks.update_rules import (
     in_tiles,
     indexed_uniform,
+    lengths,
     nmf_bases,
     nmf_codes,
     soft_assignment,
@@ -513,6 +515,26 @@ def test_criss_cross_is_full_attention_masked_to_the_row_and_the_column(height: 
     weights = scores.masked_fill(~mask, -torch.inf).softmax(-1)
     expected = (value.flatten(2) @ weights.mT).reshape(value.shape)
     close(criss_cross(query, key, value), expected)
+
+
+def test_gradient_of_criss_cross_is_the_derivative() -> None:
+    query, key, value = (torch.randn(2, width, 2, 3, requires_grad=True) for width in (2, 2, 3))
+    assert torch.autograd.gradcheck(criss_cross, (query, key, value))
+
+
+@pytest.mark.parametrize("pixels", [5, FAR_APART])
+def test_weighted_values_are_the_same_however_far_apart_rows_lie(pixels: int) -> None:
+    values, weights = torch.randn(2, 3, pixels), torch.randn(2, 4, pixels)
+    close(weighted(values, weights), torch.einsum("bcm,bnm->bcn", values, weights))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+def test_lengths_are_those_of_the_columns_in_pieces_and_in_one(dtype: torch.dtype) -> None:
+    x = 300 * torch.randn(2, 40, 9000, dtype=torch.float64).to(dtype)
+    expected = torch.linalg.vector_norm(x.double(), dim=1, keepdim=True)
+    for found in (lengths(x), lengths(x.requires_grad_())):
+        assert found.dtype == torch.promote_types(dtype, torch.float32)
+        torch.testing.assert_close(found.double(), expected, rtol=2e-6, atol=0)
 
 
 def test_one_criss_cross_reaches_exactly_the_row_and_the_column() -> None:

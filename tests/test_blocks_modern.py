@@ -16,7 +16,7 @@ from torch import Tensor
 
 from blocks import create, names
 from blocks import ssm as ssm_module
-from blocks.multihead import EPS, MultiHead, kernel_attention, softmax_attention
+from blocks.multihead import EPS, MultiHead, kernel_attention, scaled, softmax_attention
 from blocks.nystrom import pseudo_inverse, segment_means
 from blocks.performer import orthogonal_gaussian
 from blocks.ssm import Driven, from_directions, in_directions, scan, selective_scan
@@ -442,4 +442,4 @@ def test_no_images_give_none(name: str) -> None:
 def test_the_catalogue_has_all_of_them() -> None:
     assert set(MODERN) <= set(names())
     q, k, v = torch.randn(3, 1, 5, 4)
-    close(softmax_attention(q, k, v), torch.softmax(q @ k.mT / 2, -1) @ v)
+    close(softmax_attention(q, scaled(k), v), torch.softmax(q @ k.mT / 2, -1) @ v)
