@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from blocks.base import ContextBlock, conv1x1, flat, require_positive
+from blocks.base import ContextBlock, Conv1x1, flat, require_positive
 from blocks.registry import Paper, register
 
 A2_NETS = Paper(
@@ -46,10 +46,10 @@ class DoubleAttention(ContextBlock):
         self.c_m = channels if c_m is None else c_m
         self.c_n = channels if c_n is None else c_n
         require_positive(c_m=self.c_m, c_n=self.c_n)
-        self.feature = conv1x1(channels, self.c_m)
-        self.gather = conv1x1(channels, self.c_n)
-        self.distribute = conv1x1(channels, self.c_n)
-        self.out = conv1x1(self.c_m, channels)
+        self.feature = Conv1x1(channels, self.c_m)
+        self.gather = Conv1x1(channels, self.c_n)
+        self.distribute = Conv1x1(channels, self.c_n)
+        self.out = Conv1x1(self.c_m, channels)
 
     def forward(self, x: Tensor) -> Tensor:
         gather = torch.softmax(flat(self.gather(x)), dim=2)  # (B, c_n, N), over the pixels

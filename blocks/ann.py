@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from blocks.base import ContextBlock, conv1x1, conv_bn_relu, flat, require_positive, weighted
+from blocks.base import ContextBlock, Conv1x1, conv_bn_relu, flat, require_positive, weighted
 from blocks.pooling import means
 from blocks.registry import Paper, register
 
@@ -58,8 +58,8 @@ class AsymmetricPyramid(ContextBlock):
         self.width = max(channels // 2, 1) if width is None else width
         require_positive(width=self.width)
         self.query = conv_bn_relu(channels, self.width)
-        self.value = conv1x1(channels, self.width)
-        self.out = conv1x1(self.width, channels)
+        self.value = Conv1x1(channels, self.width)
+        self.out = Conv1x1(self.width, channels)
         for parameter in self.out.parameters():
             nn.init.zeros_(parameter)
         self.fuse = conv_bn_relu(2 * channels, channels)

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from blocks.base import ContextBlock, conv1x1, conv_bn_relu, flat, require_positive
+from blocks.base import ContextBlock, Conv1x1, conv_bn_relu, flat, require_positive
 from blocks.pooling import PYRAMID, means, pooled_conv
 from blocks.registry import Paper, register
 
@@ -35,7 +35,7 @@ class AdaptiveContext(nn.Module):
         self.local = conv_bn_relu(channels, width) if convs or width != channels else nn.Identity()
         self.image = pooled_conv(width, width) if convs else nn.Identity()
         self.parts = pooled_conv(channels, width)
-        self.affinity = conv1x1(width, side * side)
+        self.affinity = Conv1x1(width, side * side)
         self.context = conv_bn_relu(width, width) if convs else nn.Identity()
         self.out = conv_bn_relu(width, width) if convs else nn.Identity()
 
@@ -82,7 +82,7 @@ class AdaptivePyramid(ContextBlock):
         self.convs = convs
         self.levels = nn.ModuleList(AdaptiveContext(channels, self.width, side, convs) for side in PYRAMID)
         joined = len(PYRAMID) * self.width
-        self.out = nn.Sequential(conv1x1(joined, channels, bias=False), nn.BatchNorm2d(channels))
+        self.out = nn.Sequential(Conv1x1(joined, channels, bias=False), nn.BatchNorm2d(channels))
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.out(torch.cat([level(x) for level in self.levels], dim=1))

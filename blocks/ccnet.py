@@ -7,7 +7,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from blocks.base import ContextBlock, conv1x1, require_positive
+from blocks.base import ContextBlock, Conv1x1, require_positive
 from blocks.registry import Paper, register
 
 CCNET = Paper(
@@ -97,9 +97,9 @@ class CrissCross(ContextBlock):
         super().__init__(channels)
         require_positive(recurrence=recurrence)
         self.inner, self.recurrence = max(channels // 8, 1), recurrence
-        self.query = conv1x1(channels, self.inner)
-        self.key = conv1x1(channels, self.inner)
-        self.value = conv1x1(channels, channels)
+        self.query = Conv1x1(channels, self.inner)
+        self.key = Conv1x1(channels, self.inner)
+        self.value = Conv1x1(channels, channels)
         self.gamma = nn.Parameter(torch.zeros(1))
 
     def forward(self, x: Tensor) -> Tensor:

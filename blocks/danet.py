@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from blocks.base import ContextBlock, conv1x1, conv_bn_relu, flat, full_precision, weighted
+from blocks.base import ContextBlock, Conv1x1, conv_bn_relu, flat, full_precision, weighted
 from blocks.registry import Paper, register
 
 DANET = Paper(
@@ -57,9 +57,9 @@ class DualAttention(ContextBlock):
     def __init__(self, channels: int, *, convs: bool = False) -> None:
         super().__init__(channels)
         self.inner = max(channels // 8, 1)
-        self.query = conv1x1(channels, self.inner)
-        self.key = conv1x1(channels, self.inner)
-        self.value = conv1x1(channels, channels)
+        self.query = Conv1x1(channels, self.inner)
+        self.key = Conv1x1(channels, self.inner)
+        self.value = Conv1x1(channels, channels)
         self.position_gate = nn.Parameter(torch.zeros(1))
         self.channel_gate = nn.Parameter(torch.zeros(1))
         self.convs = convs

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from blocks.base import ContextBlock, conv1x1, conv_bn_relu, require_positive
+from blocks.base import ContextBlock, Conv1x1, conv_bn_relu, require_positive
 from blocks.pooling import means
 from blocks.registry import Paper, register
 
@@ -38,7 +38,7 @@ def filtered(x: Tensor, kernels: Tensor) -> Tensor:
 
 
 def conv_relu(inputs: int, outputs: int) -> nn.Sequential:
-    return nn.Sequential(conv1x1(inputs, outputs), nn.ReLU(inplace=True))
+    return nn.Sequential(Conv1x1(inputs, outputs), nn.ReLU(inplace=True))
 
 
 class DynamicFilter(nn.Module):
@@ -47,7 +47,7 @@ class DynamicFilter(nn.Module):
     def __init__(self, channels: int, width: int, side: int, norm: bool) -> None:
         super().__init__()
         self.side = side
-        self.kernels = conv1x1(channels, width)
+        self.kernels = Conv1x1(channels, width)
         self.reduce = conv_bn_relu(channels, width) if norm else conv_relu(channels, width)
         self.norm = nn.BatchNorm2d(width) if norm else nn.Identity()
 
@@ -85,7 +85,7 @@ class DynamicMultiScale(ContextBlock):
         self.norm = norm
         self.filters = nn.ModuleList(DynamicFilter(channels, self.width, side, norm) for side in SIDES)
         joined = len(SIDES) * self.width
-        self.out = nn.Sequential(conv1x1(joined, channels, bias=False), nn.BatchNorm2d(channels))
+        self.out = nn.Sequential(Conv1x1(joined, channels, bias=False), nn.BatchNorm2d(channels))
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.out(torch.cat([each(x) for each in self.filters], dim=1))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from blocks.base import ContextBlock, conv1x1, flat, require_positive, weighted
+from blocks.base import ContextBlock, Conv1x1, flat, require_positive, weighted
 from blocks.registry import Paper, register
 
 DNL = Paper(
@@ -55,13 +55,13 @@ class DisentangledNonLocal(ContextBlock):
         require_positive(temperature=temperature)
         self.inner = max(channels // 2, 1)
         self.sharpness = (self.inner**-0.5 if scale else 1.0) / temperature
-        self.query = conv1x1(channels, self.inner)
-        self.key = conv1x1(channels, self.inner)
-        self.value = conv1x1(channels, self.inner)
-        self.mask = conv1x1(channels, 1)
+        self.query = Conv1x1(channels, self.inner)
+        self.key = Conv1x1(channels, self.inner)
+        self.value = Conv1x1(channels, self.inner)
+        self.mask = Conv1x1(channels, 1)
         norm = nn.BatchNorm2d(channels)
         nn.init.zeros_(norm.weight)  # the block starts as the identity
-        self.out = nn.Sequential(conv1x1(self.inner, channels, bias=False), norm)
+        self.out = nn.Sequential(Conv1x1(self.inner, channels, bias=False), norm)
 
     def forward(self, x: Tensor) -> Tensor:
         query, key, value = flat(self.query(x)), flat(self.key(x)), flat(self.value(x))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from blocks.base import ContextBlock, conv1x1, require_divisible, require_positive
+from blocks.base import ContextBlock, Conv1x1, require_divisible, require_positive
 from blocks.registry import Paper, register
 
 EFFICIENT = Paper(
@@ -52,10 +52,10 @@ class EfficientAttention(ContextBlock):
         require_divisible(self.keys, heads, "keys")
         require_divisible(self.values, heads, "values")
         self.heads = heads
-        self.query = conv1x1(channels, self.keys)
-        self.key = conv1x1(channels, self.keys)
-        self.value = conv1x1(channels, self.values)
-        self.out = conv1x1(self.values, channels)
+        self.query = Conv1x1(channels, self.keys)
+        self.key = Conv1x1(channels, self.keys)
+        self.value = Conv1x1(channels, self.values)
+        self.out = Conv1x1(self.values, channels)
 
     def split(self, x: Tensor) -> Tensor:
         """(B, D, H, W) -> (B, heads, D / heads, N)."""

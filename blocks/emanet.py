@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from blocks.base import (
     ContextBlock,
+    Conv1x1,
     batch_mean,
-    conv1x1,
     flat,
     full_precision,
     he_fan_out_,
@@ -86,8 +86,8 @@ class EMA(ContextBlock):
         if not 0 <= momentum <= 1:
             raise ValueError(f"momentum must lie in 0..1, not {momentum}")
         self.rank, self.steps, self.momentum = rank, steps, momentum
-        self.project = conv1x1(channels, channels)
-        self.out = nn.Sequential(conv1x1(channels, channels, bias=False), nn.BatchNorm2d(channels))
+        self.project = Conv1x1(channels, channels)
+        self.out = nn.Sequential(Conv1x1(channels, channels, bias=False), nn.BatchNorm2d(channels))
         he_fan_out_(self)
         self.project.requires_grad_(False)
         self.register_buffer("bases", soft_unit(torch.randn(1, channels, rank) * math.sqrt(2 / rank)))

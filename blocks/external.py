@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from blocks.base import ContextBlock, conv1x1, full_precision, he_fan_out_, require_positive
+from blocks.base import ContextBlock, Conv1x1, full_precision, he_fan_out_, require_positive
 from blocks.registry import Paper, register
 
 EXTERNAL = Paper(
@@ -58,10 +58,10 @@ class ExternalAttention(ContextBlock):
         super().__init__(channels)
         require_positive(memory=memory)
         self.memory = memory
-        self.project = conv1x1(channels, channels)
-        self.keys = conv1x1(channels, memory, bias=False)
-        self.values = conv1x1(memory, channels, bias=False)
-        self.out = nn.Sequential(conv1x1(channels, channels, bias=False), nn.BatchNorm2d(channels))
+        self.project = Conv1x1(channels, channels)
+        self.keys = Conv1x1(channels, memory, bias=False)
+        self.values = Conv1x1(memory, channels, bias=False)
+        self.out = nn.Sequential(Conv1x1(channels, channels, bias=False), nn.BatchNorm2d(channels))
         he_fan_out_(self)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from blocks.base import ContextBlock, conv1x1, require_positive, wide_precision
+from blocks.base import ContextBlock, Conv1x1, require_positive, wide_precision
 from blocks.registry import ExportLimit, Paper, register
 
 GFNET = Paper(
@@ -56,7 +56,7 @@ class GlobalFilter(ContextBlock):
         require_positive(size=size)
         self.size = size
         self.filter = nn.Parameter(torch.randn(channels, 2, size, size // 2 + 1) * 0.02)
-        self.out = conv1x1(channels, channels)
+        self.out = Conv1x1(channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
         with wide_precision(x) as dtype:

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from blocks.base import ContextBlock, conv1x1, flat, require_positive
+from blocks.base import ContextBlock, Conv1x1, flat, require_positive
 from blocks.registry import Paper, register
 
 GCNET = Paper(
@@ -63,12 +63,12 @@ class GlobalContext(ContextBlock):
         self.inner = max(int(channels * ratio), 2)
         self.pooling, self.fusion = pooling, fusion
         if pooling == "attention":
-            self.mask = conv1x1(channels, 1)
+            self.mask = Conv1x1(channels, 1)
         self.transform = nn.Sequential(
-            conv1x1(channels, self.inner),
+            Conv1x1(channels, self.inner),
             nn.LayerNorm([self.inner, 1, 1]),
             nn.ReLU(inplace=True),
-            conv1x1(self.inner, channels),
+            Conv1x1(self.inner, channels),
         )
         for parameter in self.transform[-1].parameters():
             nn.init.zeros_(parameter)

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from blocks.base import ContextBlock, conv1x1, conv_bn_relu, he_fan_out_, require_divisible, require_positive
+from blocks.base import ContextBlock, Conv1x1, conv_bn_relu, he_fan_out_, require_divisible, require_positive
 from blocks.decomposition import CD, NMF, VQ, Decomposition, Dictionary, Gradient
 from blocks.registry import ExportLimit, Paper, register
 
@@ -106,16 +106,16 @@ class Hamburger(ContextBlock):
         self.version, self.latent = version, latent
         self.width, self.narrow = width, width // (cheese_factor * len(views))
 
-        self.lower_bread = conv1x1(channels, width)
+        self.lower_bread = Conv1x1(channels, width)
         self.hams = nn.ModuleList(
             self.ham_class(latent, spatial=view, **shared, **ham_options) for view in views
         )
         if version == "v1":
             self.cheese: nn.Module = nn.Identity()
-            self.upper_bread: nn.Module = nn.Sequential(conv1x1(width, channels, bias=False), self.norm())
+            self.upper_bread: nn.Module = nn.Sequential(Conv1x1(width, channels, bias=False), self.norm())
         else:
             self.cheese = conv_bn_relu(width, self.narrow)
-            self.upper_bread = conv1x1(self.narrow, channels, bias=False)
+            self.upper_bread = Conv1x1(self.narrow, channels, bias=False)
         if version == "v2+":
             self.ham_gate = nn.Parameter(torch.zeros(1))
             self.shortcut_gate = nn.Parameter(torch.ones(1))

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from blocks.base import (
     ContextBlock,
-    conv1x1,
+    Conv1x1,
     conv_bn_relu,
     flat,
     open_sides,
@@ -52,7 +52,7 @@ class GroupAttention(nn.Module):
         self.scale, self.cell, self.far = width**-0.5, cell, far
         self.query = nn.Sequential(conv_bn_relu(channels, width), conv_bn_relu(width, width))
         self.key = nn.Sequential(conv_bn_relu(channels, width), conv_bn_relu(width, width))
-        self.value = conv1x1(channels, channels)
+        self.value = Conv1x1(channels, channels)
         self.out = conv_bn_relu(channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:

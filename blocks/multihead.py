@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from blocks.base import ContextBlock, conv1x1, full_precision, require_positive
+from blocks.base import ContextBlock, Conv1x1, full_precision, require_positive
 
 HEAD_DIM = 64  # of ViT, PVT and most that followed; a size that every fused kernel takes
 EPS = 1e-6
@@ -31,10 +31,10 @@ class MultiHead(ContextBlock):
                 f"choose a divisor of {channels}"
             )
         self.head_dim, self.heads = width, channels // width
-        self.query = conv1x1(channels, channels)
-        self.key = conv1x1(channels, channels)
-        self.value = conv1x1(channels, channels)
-        self.out = conv1x1(channels, channels)
+        self.query = Conv1x1(channels, channels)
+        self.key = Conv1x1(channels, channels)
+        self.value = Conv1x1(channels, channels)
+        self.out = Conv1x1(channels, channels)
 
     def split(self, x: Tensor) -> Tensor:
         """(B, C, ...) -> (B, heads, N, d): the tokens of each head in rows."""

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from blocks.base import ContextBlock, conv1x1, flat, weighted
+from blocks.base import ContextBlock, Conv1x1, flat, weighted
 from blocks.pooling import halve, halved
 from blocks.registry import Paper, register
 
@@ -68,15 +68,15 @@ class NonLocal(ContextBlock):
         inner = max(channels // 2, 1)
         self.inner, self.mode, self.sub_sample = inner, mode, sub_sample
         self.scale = (channels if mode == "gaussian" else inner) ** -0.5 if scale else 1.0
-        self.value = conv1x1(channels, inner)
+        self.value = Conv1x1(channels, inner)
         if mode != "gaussian":
-            self.query = conv1x1(channels, inner)
-            self.key = conv1x1(channels, inner)
+            self.query = Conv1x1(channels, inner)
+            self.key = Conv1x1(channels, inner)
         if mode == "concat":
-            self.pair = conv1x1(2 * inner, 1, bias=False)
+            self.pair = Conv1x1(2 * inner, 1, bias=False)
         norm = nn.BatchNorm2d(channels)
         nn.init.zeros_(norm.weight)  # the block starts as the identity
-        self.out = nn.Sequential(conv1x1(inner, channels), norm)
+        self.out = nn.Sequential(Conv1x1(inner, channels), norm)
 
     def forward(self, x: Tensor) -> Tensor:
         values = flat(self.pooled(self.value(x)))  # (B, C', M)

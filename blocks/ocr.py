@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from blocks.base import ContextBlock, conv1x1, conv_bn_relu, flat, require_positive, weighted
+from blocks.base import ContextBlock, Conv1x1, conv_bn_relu, flat, require_positive, weighted
 from blocks.pooling import pooled_conv
 from blocks.registry import Paper, register
 
@@ -50,7 +50,7 @@ class ObjectContext(ContextBlock):
         self.width = max(channels // 2, 1) if width is None else width
         require_positive(regions=regions, width=self.width)
         self.regions = regions
-        self.classify = conv1x1(channels, regions)
+        self.classify = Conv1x1(channels, regions)
         self.query = nn.Sequential(conv_bn_relu(channels, self.width), conv_bn_relu(self.width, self.width))
         self.key = nn.Sequential(pooled_conv(channels, self.width), pooled_conv(self.width, self.width))
         self.value = pooled_conv(channels, self.width)

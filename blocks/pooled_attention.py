@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from blocks.base import ChannelNorm, conv1x1, require_positive
+from blocks.base import ChannelNorm, Conv1x1, require_positive
 from blocks.multihead import MultiHead
 from blocks.pooling import pooled_map
 from blocks.registry import Paper, register
@@ -53,7 +53,7 @@ class PooledAttention(MultiHead):
         super().__init__(channels, head_dim=head_dim)
         require_positive(pool=pool)
         self.pool = pool
-        self.reduce = conv1x1(channels, channels)
+        self.reduce = Conv1x1(channels, channels)
         self.norm = ChannelNorm(channels)
 
     def seen(self, x: Tensor) -> Tensor:

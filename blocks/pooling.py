@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from blocks.base import conv1x1, open_sides
+from blocks.base import Conv1x1, open_sides
 
 __all__ = ["PYRAMID", "PooledNorm", "enlarged", "halve", "halved", "means", "pooled_conv", "pooled_map"]
 
@@ -63,7 +63,7 @@ class PooledNorm(nn.BatchNorm2d):
 
 def pooled_conv(inputs: int, outputs: int) -> nn.Sequential:
     """1x1 conv-BN-ReLU of a pooled map."""
-    return nn.Sequential(conv1x1(inputs, outputs, False), PooledNorm(outputs), nn.ReLU(inplace=True))
+    return nn.Sequential(Conv1x1(inputs, outputs, False), PooledNorm(outputs), nn.ReLU(inplace=True))
 
 
 def pooled_map(x: Tensor, side: int) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from blocks.base import ContextBlock, conv1x1, flat, weighted
+from blocks.base import ContextBlock, Conv1x1, flat, weighted
 from blocks.pooling import halve, halved
 from blocks.registry import Paper, register
 
@@ -50,10 +50,10 @@ class PooledSelfAttention(ContextBlock):
     def __init__(self, channels: int) -> None:
         super().__init__(channels)
         self.inner, self.wide = max(channels // 8, 1), max(channels // 2, 1)
-        self.query = conv1x1(channels, self.inner, bias=False)
-        self.key = conv1x1(channels, self.inner, bias=False)
-        self.value = conv1x1(channels, self.wide, bias=False)
-        self.out = conv1x1(self.wide, channels, bias=False)
+        self.query = Conv1x1(channels, self.inner, bias=False)
+        self.key = Conv1x1(channels, self.inner, bias=False)
+        self.value = Conv1x1(channels, self.wide, bias=False)
+        self.out = Conv1x1(self.wide, channels, bias=False)
         self.gate = nn.Parameter(torch.zeros(1))
 
     def forward(self, x: Tensor) -> Tensor:

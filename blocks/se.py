@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from blocks.base import ContextBlock, conv1x1, require_positive
+from blocks.base import ContextBlock, Conv1x1, require_positive
 from blocks.registry import Paper, register
 
 SE = Paper(
@@ -49,7 +49,7 @@ class SqueezeExcitation(ContextBlock):
         require_positive(reduction=reduction)
         self.inner = max(channels // reduction, min(channels, NARROWEST))
         self.gate = nn.Sequential(
-            conv1x1(channels, self.inner), nn.ReLU(inplace=True), conv1x1(self.inner, channels), nn.Sigmoid()
+            Conv1x1(channels, self.inner), nn.ReLU(inplace=True), Conv1x1(self.inner, channels), nn.Sigmoid()
         )
 
     def forward(self, x: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from blocks.base import ContextBlock, conv1x1, require_divisible, require_positive, weighted
+from blocks.base import ContextBlock, Conv1x1, require_divisible, require_positive, weighted
 from blocks.registry import Paper, register
 
 TRANSFORMER = Paper(
@@ -59,10 +59,10 @@ class SelfAttention(ContextBlock):
         require_divisible(channels, heads)
         self.heads, self.impl = heads, impl
         self.scale = (channels // heads) ** -0.5 if scale else 1.0
-        self.query = conv1x1(channels, channels)
-        self.key = conv1x1(channels, channels)
-        self.value = conv1x1(channels, channels)
-        self.out = conv1x1(channels, channels)
+        self.query = Conv1x1(channels, channels)
+        self.key = Conv1x1(channels, channels)
+        self.value = Conv1x1(channels, channels)
+        self.out = Conv1x1(channels, channels)
 
     def split(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, heads, C / heads, N)."""

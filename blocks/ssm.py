@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from blocks.base import ChannelNorm, ContextBlock, conv1x1, require_positive, wide_precision
+from blocks.base import ChannelNorm, ContextBlock, Conv1x1, require_positive, wide_precision
 from blocks.registry import ExportLimit, Paper, register
 
 VMAMBA = Paper(
@@ -155,14 +155,14 @@ class SelectiveScan(ContextBlock):
         require_positive(state=state, expand=expand)
         self.state, self.inner, self.rank = state, expand * channels, math.ceil(channels / 16)
         inner, k = self.inner, DIRECTIONS
-        self.into = conv1x1(channels, inner, bias=False)
+        self.into = Conv1x1(channels, inner, bias=False)
         self.local = nn.Conv2d(inner, inner, 3, padding=1, groups=inner, bias=False)
-        self.select = conv1x1(inner, k * (self.rank + 2 * state), bias=False)  # of each pixel: delta, B, C
+        self.select = Conv1x1(inner, k * (self.rank + 2 * state), bias=False)  # of each pixel: delta, B, C
         self.step = nn.Conv2d(k * self.rank, k * inner, 1, groups=k)
         self.log_rates = nn.Parameter(torch.arange(1.0, state + 1).log().repeat(k, inner, 1))  # log(-A)
         self.skip = nn.Parameter(torch.ones(k, inner))  # D
         self.norm = ChannelNorm(inner)
-        self.out = conv1x1(inner, channels, bias=False)
+        self.out = Conv1x1(inner, channels, bias=False)
         nn.init.uniform_(self.step.weight, -(self.rank**-0.5), self.rank**-0.5)
         # softplus(bias) is spread evenly over the orders of magnitude
         steps = torch.empty(k * inner).uniform_(math.log(SLOWEST), math.log(FASTEST)).exp()

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from blocks import ContextBlock, create, update_rules
-from blocks.base import FAR_APART, weighted
+from blocks.base import FAR_APART, Conv1x1, weighted
 from blocks.ccnet import criss_cross
 from blocks.decomposition import NMF, Decomposition
 from blocks.update_rules import (
@@ -526,6 +526,56 @@ def test_gradient_of_criss_cross_is_the_derivative() -> None:
 def test_weighted_values_are_the_same_however_far_apart_rows_lie(pixels: int) -> None:
     values, weights = torch.randn(2, 3, pixels), torch.randn(2, 4, pixels)
     close(weighted(values, weights), torch.einsum("bcm,bnm->bcn", values, weights))
+
+
+@pytest.mark.parametrize("batch", [0, 1, 3])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_pointwise_convolution_is_a_convolution(
+    bias: bool, memory_format: torch.memory_format, batch: int
+) -> None:
+    block, conv = Conv1x1(6, 4, bias), nn.Conv2d(6, 4, 1, bias=bias)
+    conv.load_state_dict(block.state_dict())
+    x, gradient = torch.randn(batch, 6, 5, 3).to(memory_format=memory_format), torch.randn(batch, 4, 5, 3)
+    found = []
+    for module in (block, conv):
+        own = x.clone().requires_grad_()
+        module(own).relu_().backward(gradient)
+        found.append([own.grad, *(parameter.grad for parameter in module.parameters())])
+    close(block(x), conv(x))
+    close(*found)
+
+
+def test_a_pointwise_convolution_has_second_derivatives() -> None:
+    block = Conv1x1(3, 2)
+    x = torch.randn(2, 3, 2, 2, requires_grad=True)
+
+    def squared(x: Tensor, *parameters: Tensor) -> Tensor:
+        return (
+            torch.func.functional_call(block, dict(zip(("weight", "bias"), parameters, strict=True)), x) ** 2
+        )
+
+    assert torch.autograd.gradgradcheck(squared, (x, block.weight, block.bias))
+
+
+def test_an_activation_in_place_after_a_pointwise_convolution_copies_no_gradient() -> None:
+    def trained(block: nn.Module) -> int:
+        memory = PeakMemory()
+        memory.leave_out([x, gradient, *block.parameters()])
+        with memory:
+            y = block(x).relu_()
+            y.backward(gradient)
+        return memory.peak
+
+    x, gradient = torch.randn(1, 64, 32, 32, requires_grad=True), torch.randn(1, 64, 32, 32)
+    assert trained(Conv1x1(64, 64, bias=False)) == trained(nn.Conv2d(64, 64, 1, bias=False))
+
+
+def test_a_traced_pointwise_convolution_is_one_that_other_tools_know() -> None:
+    x = torch.randn(1, 6, 5, 3)
+    graph = str(torch.jit.trace(Conv1x1(6, 4), x).inlined_graph)
+    assert "aten::_convolution" in graph
+    assert "aten::baddbmm" not in graph
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
