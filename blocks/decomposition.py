@@ -215,7 +215,7 @@ class NMF(Decomposition):
         return bases, cast(Tiles, codes)
 
     def final_codes(self, x: Tensor, bases: Tensor, codes: Tensor | None) -> Tensor:
-        return nmf_codes(x, bases, bases.mT @ bases, codes)
+        return nmf_codes(x, bases.mT, bases.mT @ bases, codes)
 
     def core_macs(self, d: int, n: int) -> int:
         r, t = self.rank, self.steps

@@ -121,7 +121,7 @@ def nmf_iterates(rows: int, columns: int, rank: int, seed: int) -> tuple[Tensor,
     codes = torch.softmax(bases.mT @ x, 1)
     iterates = [(bases, codes)]
     for _ in range(10):
-        codes = nmf_codes(x, bases, bases.mT @ bases, codes)
+        codes = nmf_codes(x, bases.mT, bases.mT @ bases, codes)
         iterates.append((bases, codes))
         bases = nmf_bases(bases, x @ codes.mT, codes @ codes.mT)
         iterates.append((bases, codes))
