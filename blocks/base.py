@@ -6,6 +6,7 @@ import contextlib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +24,7 @@ __all__ = [
     "open_sides",
     "require_divisible",
     "require_positive",
+    "split",
     "squared_length",
     "unit",
     "weighted",
@@ -55,7 +57,7 @@ class ContextBlock(nn.Module, ABC):
         """Multiply-accumulates of one forward of one image in the present mode (train or eval).
 
         Convolutions and matrix products, derived on paper and never by counting; element-wise
-        work, normalisation, softmax and the factorisation of an R x R matrix are left out.
+        work, normalisation, softmax and solving R x R systems are left out.
         """
 
     def spared_macs(self, height: int, width: int) -> int:
@@ -77,34 +79,51 @@ def require_positive(**options: int | float) -> None:
             raise ValueError(f"{name} must be above 0, not {value}")
 
 
-def require_divisible(width: int, heads: int, what: str = "channels") -> None:
-    """Raise ValueError unless `width` splits evenly into `heads`."""
-    if width % heads:
-        raise ValueError(f"{what}={width} does not split into heads={heads}; choose a divisor of {width}")
+def require_divisible(width: int, divisor: int, what: str = "channels", by: str = "heads") -> None:
+    """Raise ValueError, with the names of both, unless `divisor` divides `width`."""
+    if width % divisor:
+        raise ValueError(f"{what}={width} cannot be divided by {by}={divisor}; choose a divisor of {width}")
+
+
+def split(x: Tensor, heads: int) -> Tensor:
+    """(B, C, ...) -> (B, heads, C / heads, N): each head's channels, the pixels in one row; a view."""
+    return flat(x).unflatten(1, (heads, x.shape[1] // heads))
+
+
+MANY_PIXELS, MANY_MACS = 2**10, 2**25  # of an image; with fewer, a product gains nothing over a convolution
 
 
 class Conv1x1(nn.Conv2d):
     """A 1x1 convolution, (B, C_in, H, W) -> (B, C_out, H, W): on a CPU one product of matrices for each image.
 
-    PyTorch's own takes up to twice as long there with several threads, four times in bfloat16, and a hundred
-    times for gradients in float16. Programs that are compiled, exported or traced have a convolution.
+    For larger maps that takes less time than PyTorch's convolution, with several threads and in half
+    precision much less. The result is contiguous; the gradient of the weight is first one for each image.
+    Under autocast and in programs that are compiled, exported or traced there is a convolution.
     """
 
     def __init__(self, inputs: int, outputs: int, bias: bool = True) -> None:
         super().__init__(inputs, outputs, 1, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        on_cpu = x.device.type in ("cpu", "meta")  # estimates, on meta tensors, see what a CPU does
-        if not on_cpu or torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined]
+        if not self.gains_by_product(x):
             return super().forward(x)
-        batch, _, height, width = x.shape
-        weight = self.weight.flatten(1).unsqueeze(0).expand(batch, -1, -1)
+        matrices = self.weight.flatten(1).unsqueeze(0).expand(x.shape[0], -1, -1)
         if self.bias is None:
-            y = torch.bmm(weight, flat(x))
+            y = torch.bmm(matrices, flat(x))
         else:
-            y = torch.baddbmm(self.bias.unsqueeze(1), weight, flat(x))
-        # Of a view in autograd's sense, an activation in place would copy the gradient.
-        return torch.ops.aten._unsafe_view(y, (batch, self.out_channels, height, width))
+            y = torch.baddbmm(self.bias.unsqueeze(1), matrices, flat(x))
+        # No view in autograd's sense: an activation in place would copy the gradient of one.
+        return cast(Tensor, torch.ops.aten._unsafe_view(y, (x.shape[0], self.out_channels, *x.shape[2:])))
+
+    def gains_by_product(self, x: Tensor) -> bool:
+        """Whether to calculate it for x as a product: eagerly, on a CPU, where there is enough to do."""
+        if not isinstance(x, Tensor) or x.device.type != "cpu":  # torch.fx traces with what is no tensor
+            return False
+        if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined]
+            return False
+        pixels = x.shape[2:].numel()
+        much = pixels >= MANY_PIXELS and pixels * self.in_channels * self.out_channels >= MANY_MACS
+        return much and not torch.is_autocast_enabled("cpu")
 
 
 def conv_bn_relu(inputs: int, outputs: int, kernel: int = 1, dilation: int = 1) -> nn.Sequential:
@@ -129,11 +148,13 @@ FAR_APART = 2**14  # of rows, in numbers: the products of BLAS that read across 
 def weighted(values: Tensor, weights: Tensor) -> Tensor:
     """Values (..., C, M), weighted for each of N positions by weights (..., N, M): (..., C, N).
 
-    Multiplied from the other side where a gradient will come back, the weights' has their own layout, and
-    the softmax before them copies no map of N x M; and so is it where their rows lie far apart. But the
-    result is strided.
+    The product is that of the transposes, and the result strided, in two cases. Where a gradient will come
+    back: the weights' has their own layout then, and the softmax before them copies no map of N x M. And on
+    a CPU where rows of weights are long: they are read along, not across.
     """
-    far_apart = not torch.compiler.is_compiling() and weights.shape[-1] >= FAR_APART
+    far_apart = (
+        weights.device.type == "cpu" and not torch.compiler.is_compiling() and weights.shape[-1] >= FAR_APART
+    )
     return (weights @ values.mT).mT if weights.requires_grad or far_apart else values @ weights.mT
 
 
@@ -147,7 +168,8 @@ def unit(x: Tensor, eps: float = 1e-12) -> Tensor:
 
     Zero in, zero out, with a finite gradient.
     """
-    return x * torch.rsqrt(squared_length(x).clamp_min(eps**2))
+    least = max(eps**2, torch.finfo(x.dtype).tiny)
+    return x * torch.rsqrt(squared_length(x).clamp_min(least))
 
 
 class ChannelNorm(nn.LayerNorm):

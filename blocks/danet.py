@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from blocks.base import ContextBlock, Conv1x1, conv_bn_relu, flat, full_precision, weighted
+from blocks.base import ContextBlock, Conv1x1, conv_bn_relu, flat, weighted, wide_precision
 from blocks.registry import Paper, register
 
 DANET = Paper(
@@ -27,9 +27,10 @@ def channel_attention(x: Tensor) -> Tensor:
     """Every channel rebuilt from those *least* like it, (B, C, N) -> (B, C, N).
 
     The official code weighs channels by softmax(max - energy), that is softmax(-energy); the paper
-    prints softmax(energy). The energies are sums over N and overflow in half precision.
+    prints softmax(energy). The energies are sums over N, and
+    exponents: half precision is too coarse for them.
     """
-    with full_precision(x) as dtype:
+    with wide_precision(x) as dtype:
         wide = x.to(dtype)
         return (torch.softmax(-(wide @ wide.mT), dim=-1) @ wide).to(x.dtype)
 

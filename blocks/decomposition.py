@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from blocks import nmf_triton
-from blocks.base import batch_mean, full_precision, require_divisible, require_positive, unit
+from blocks.base import batch_mean, full_precision, require_divisible, require_positive, split, unit
 from blocks.update_rules import (
     EPS,
     Tiles,
@@ -128,7 +128,7 @@ class Decomposition(nn.Module, ABC):
 
     def to_columns(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> X (G, D, N)."""
-        rows = x.reshape(x.shape[0] * self.heads, self.channels // self.heads, -1)
+        rows = split(x, self.heads).flatten(0, 1)
         return rows if self.spatial else rows.mT
 
     def from_columns(self, columns: Tensor, like: Tensor) -> Tensor:

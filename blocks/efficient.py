@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from blocks.base import ContextBlock, Conv1x1, require_divisible, require_positive
+from blocks.base import ContextBlock, Conv1x1, require_divisible, require_positive, split
 from blocks.registry import Paper, register
 
 EFFICIENT = Paper(
@@ -57,14 +57,10 @@ class EfficientAttention(ContextBlock):
         self.value = Conv1x1(channels, self.values)
         self.out = Conv1x1(self.values, channels)
 
-    def split(self, x: Tensor) -> Tensor:
-        """(B, D, H, W) -> (B, heads, D / heads, N)."""
-        return x.flatten(2).unflatten(1, (self.heads, x.shape[1] // self.heads))
-
     def forward(self, x: Tensor) -> Tensor:
-        query = torch.softmax(self.split(self.query(x)), dim=2)  # over the channels of a head
-        key = torch.softmax(self.split(self.key(x)), dim=3)  # over the pixels
-        context = self.split(self.value(x)) @ key.mT  # (B, heads, values / heads, keys / heads)
+        query = torch.softmax(split(self.query(x), self.heads), dim=2)  # over the channels of a head
+        key = torch.softmax(split(self.key(x), self.heads), dim=3)  # over the pixels
+        context = split(self.value(x), self.heads) @ key.mT  # (B, heads, values / heads, keys / heads)
         return x + self.out((context @ query).reshape(x.shape[0], self.values, *x.shape[2:]))
 
     def macs(self, height: int, width: int) -> int:

@@ -102,7 +102,7 @@ class Hamburger(ContextBlock):
         }
         views = (True, False) if dual else (spatial,)
         width = latent * len(views)
-        require_divisible(width, cheese_factor * len(views), "latent channels")
+        require_divisible(latent, cheese_factor, "latent channels", by="cheese_factor")
         self.version, self.latent = version, latent
         self.width, self.narrow = width, width // (cheese_factor * len(views))
 
@@ -170,7 +170,7 @@ class Hamburger(ContextBlock):
     family="decomposition",
     summary="explains the feature map by a few non-negative bases, found by multiplicative updates",
     complexity="O(n d^2 + n d r)",
-    formula="Y = ReLU(X + W_u D C^T);  D, C = NMF(ReLU(W_l X)):  C *= X^T D / C D^T D,  D *= X C / D C^T C",
+    formula="Y = ReLU(X + BN(W_u D C^T)),  X' = ReLU(W_l X);  C *= X'^T D / C D^T D,  D *= X' C / D C^T C",
     paper=HAMBURGER,
     limits=(ExportLimit("ONNX", "it has no Triton kernels", only=("impl", "triton")),),
 )
@@ -189,7 +189,7 @@ class HamNMF(Hamburger):
     family="decomposition",
     summary="clusters the feature map by cosine, then fits codes by ridge least squares",
     complexity="O(n d^2 + n d r)",
-    formula="Y = ReLU(X + W_u D C^T);  C = softmax(cos(X, D) / T),  D = unit(X C);  at last C = X^T D (D^T D + b I)^-1",
+    formula="Y = ReLU(X + BN(W_u D C^T)),  X' = W_l X;  C = softmax(cos(X', D) / T),  D = unit(X' C);  at last C = X'^T D (D^T D + b I)^-1",
     paper=HAMBURGER,
     limits=(ExportLimit("ONNX", "it has no Cholesky factorisation"),),
 )
@@ -208,7 +208,7 @@ class HamCD(Hamburger):
     family="decomposition",
     summary="replaces each pixel by a soft mixture of cluster means",
     complexity="O(n d^2 + n d r)",
-    formula="Y = ReLU(X + W_u D C^T);  C = softmax(cos(X, D) / T),  D = X C / sum(C)",
+    formula="Y = ReLU(X + BN(W_u D C^T)),  X' = W_l X;  C = softmax(cos(X', D) / T),  D = X' C / sum(C)",
     paper=HAMBURGER,
     limits=(
         ExportLimit("ONNX", "it has no inverse error function", only=("spatial", False)),

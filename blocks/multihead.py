@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from blocks.base import ContextBlock, Conv1x1, full_precision, require_positive
+from blocks.base import ContextBlock, Conv1x1, full_precision, require_divisible, require_positive, split
 
 HEAD_DIM = 64  # of ViT, PVT and most that followed; a size that every fused kernel takes
 EPS = 1e-6
@@ -25,11 +25,7 @@ class MultiHead(ContextBlock):
         super().__init__(channels)
         width = math.gcd(channels, HEAD_DIM) if head_dim is None else head_dim
         require_positive(head_dim=width)
-        if channels % width:
-            raise ValueError(
-                f"channels={channels} does not split into heads of head_dim={width}; "
-                f"choose a divisor of {channels}"
-            )
+        require_divisible(channels, width, by="head_dim")
         self.head_dim, self.heads = width, channels // width
         self.query = Conv1x1(channels, channels)
         self.key = Conv1x1(channels, channels)
@@ -38,7 +34,7 @@ class MultiHead(ContextBlock):
 
     def split(self, x: Tensor) -> Tensor:
         """(B, C, ...) -> (B, heads, N, d): the tokens of each head in rows."""
-        return x.flatten(2).unflatten(1, (self.heads, self.head_dim)).mT
+        return split(x, self.heads).mT
 
     def forward(self, x: Tensor) -> Tensor:
         seen = self.seen(x)

@@ -75,7 +75,7 @@ class Option:
 
     def check(self, value: Any) -> Any:
         """Return `value` in the option's own type, or raise ValueError that says what is accepted."""
-        if value in self.choices and not isinstance(value, bool):
+        if any(type(value) is type(choice) and value == choice for choice in self.choices):
             return value
         for kind in self.types:
             converted = float(value) if kind is float and type(value) is int else value

@@ -30,7 +30,7 @@ SAGAN = Paper(
     family="attention",
     summary="attends to keys and values that 2x2 max-pooling has quartered, behind a gate that starts at zero",
     complexity="O(n d^2 + n^2 d)",
-    formula="Y = X + sigma W_o pool(G) softmax(Theta^T pool(Phi))^T",
+    formula="Y = X + g W_o pool(G) softmax(Theta^T pool(Phi))^T",
     paper=SAGAN,
 )
 class PooledSelfAttention(ContextBlock):

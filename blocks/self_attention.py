@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from blocks.base import ContextBlock, Conv1x1, require_divisible, require_positive, weighted
+from blocks.base import ContextBlock, Conv1x1, require_divisible, require_positive, split, weighted
 from blocks.registry import Paper, register
 
 TRANSFORMER = Paper(
@@ -64,12 +64,8 @@ class SelfAttention(ContextBlock):
         self.value = Conv1x1(channels, channels)
         self.out = Conv1x1(channels, channels)
 
-    def split(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, heads, C / heads, N)."""
-        return x.reshape(x.shape[0], self.heads, self.channels // self.heads, -1)
-
     def forward(self, x: Tensor) -> Tensor:
-        q, k, v = self.split(self.query(x)), self.split(self.key(x)), self.split(self.value(x))
+        q, k, v = (split(project(x), self.heads) for project in (self.query, self.key, self.value))
         attend = self.attend_fused if self.impl == "sdpa" else self.attend
         return x + self.out(attend(q, k, v).reshape(x.shape))
 

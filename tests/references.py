@@ -1,4 +1,4 @@
-"""Every block once more, in NumPy float64, written from the formulas in BLOCKS.md and for one image.
+"""Every block once more, in NumPy float64, written from the formulas alone and for one image.
 
 A block's reference takes the block's weights (the names are those of its `state_dict`), an image
 (C, H, W) and the options that change the formula; widths are read off the weights. Batch

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from blocks import ContextBlock, create, update_rules
+from blocks import ContextBlock, base, create, update_rules
 from blocks.base import FAR_APART, Conv1x1, weighted
 from blocks.ccnet import criss_cross
 from blocks.decomposition import NMF, Decomposition
@@ -248,6 +248,23 @@ def test_decompositions_are_mapped_over_batches(x: Tensor) -> None:
     for name in HAMS:
         block = awake(name, rank=3, dictionary="frozen")
         close(torch.vmap(block)(x.unsqueeze(1)).squeeze(1), block(x))
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")  # of sums over the tiles
+def test_tiles_are_mapped_over_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.randn(3, 8, 20, 20)
+    monkeypatch.setattr(update_rules, "TILE_BYTES", 8 * 128 * x.element_size())
+    for name in HAMS:
+        block = awake(name, rank=3, dictionary="frozen")
+        with torch.no_grad():
+            close(torch.vmap(block)(x.unsqueeze(1)).squeeze(1), block(x))
+
+
+def test_criss_cross_attention_is_mapped_and_differentiated_forward(x: Tensor) -> None:
+    block = awake("ccnet")
+    jacobian = torch.func.vmap(torch.func.jacrev(lambda image: block(image[None])[0]))(x)
+    forward = torch.func.vmap(torch.func.jacfwd(lambda image: block(image[None])[0]))(x)
+    close(jacobian, forward)
 
 
 # --- what is differentiated ------------------------------------------------------------------
@@ -528,54 +545,90 @@ def test_weighted_values_are_the_same_however_far_apart_rows_lie(pixels: int) ->
     close(weighted(values, weights), torch.einsum("bcm,bnm->bcn", values, weights))
 
 
+# --- 1x1 convolutions ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def products_always(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However little there is to do."""
+    monkeypatch.setattr(base, "MANY_PIXELS", 0)
+    monkeypatch.setattr(base, "MANY_MACS", 0)
+
+
+@pytest.mark.usefixtures("products_always")
 @pytest.mark.parametrize("batch", [0, 1, 3])
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("bias", [False, True])
 def test_a_pointwise_convolution_is_a_convolution(
     bias: bool, memory_format: torch.memory_format, batch: int
 ) -> None:
-    block, conv = Conv1x1(6, 4, bias), nn.Conv2d(6, 4, 1, bias=bias)
-    conv.load_state_dict(block.state_dict())
+    layer, conv = Conv1x1(6, 4, bias), nn.Conv2d(6, 4, 1, bias=bias)
+    conv.load_state_dict(layer.state_dict())
     x, gradient = torch.randn(batch, 6, 5, 3).to(memory_format=memory_format), torch.randn(batch, 4, 5, 3)
     found = []
-    for module in (block, conv):
+    for module in (layer, conv):
         own = x.clone().requires_grad_()
         module(own).relu_().backward(gradient)
         found.append([own.grad, *(parameter.grad for parameter in module.parameters())])
-    close(block(x), conv(x))
+    close(layer(x), conv(x))
     close(*found)
 
 
-def test_a_pointwise_convolution_has_second_derivatives() -> None:
-    block = Conv1x1(3, 2)
-    x = torch.randn(2, 3, 2, 2, requires_grad=True)
+def test_a_pointwise_convolution_is_a_product_on_a_cpu_of_large_maps_alone() -> None:
+    layer, large, small = Conv1x1(256, 128), torch.randn(1, 256, 32, 32), torch.randn(1, 256, 31, 32)
+
+    def operators(x: Tensor) -> set[str]:
+        with torch.no_grad(), torch.profiler.profile() as profile:
+            layer(x)
+        return {event.key for event in profile.key_averages()}
+
+    assert "aten::baddbmm" in operators(large)
+    assert "aten::convolution" in operators(small)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert "aten::convolution" in operators(large)
+
+
+@pytest.mark.usefixtures("products_always")
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_pointwise_convolution_has_derivatives_of_every_kind(bias: bool) -> None:
+    layer, x = Conv1x1(3, 2, bias), torch.randn(2, 3, 4, 3, requires_grad=True)
+    names, parameters = zip(*layer.named_parameters(), strict=True)
 
     def squared(x: Tensor, *parameters: Tensor) -> Tensor:
-        return (
-            torch.func.functional_call(block, dict(zip(("weight", "bias"), parameters, strict=True)), x) ** 2
-        )
+        return torch.func.functional_call(layer, dict(zip(names, parameters, strict=True)), x) ** 2
 
-    assert torch.autograd.gradgradcheck(squared, (x, block.weight, block.bias))
+    inputs = (x, *parameters)
+    assert torch.autograd.gradcheck(squared, inputs, fast_mode=True, check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(squared, inputs, fast_mode=True)
+
+    def gradient(image: Tensor) -> Tensor:
+        return torch.func.grad(lambda it: squared(it.unsqueeze(0), *parameters).sum())(image)
+
+    images = x.detach()
+    close(torch.func.vmap(gradient)(images), torch.stack([gradient(image) for image in images]))
 
 
+@pytest.mark.usefixtures("products_always")
 def test_an_activation_in_place_after_a_pointwise_convolution_copies_no_gradient() -> None:
-    def trained(block: nn.Module) -> int:
+    def trained(layer: nn.Module) -> int:
         memory = PeakMemory()
-        memory.leave_out([x, gradient, *block.parameters()])
+        memory.leave_out([x, gradient, *layer.parameters()])
         with memory:
-            y = block(x).relu_()
+            y = layer(x).relu_()
             y.backward(gradient)
         return memory.peak
 
-    x, gradient = torch.randn(1, 64, 32, 32, requires_grad=True), torch.randn(1, 64, 32, 32)
+    x, gradient = torch.randn(1, 64, 4, 3, requires_grad=True), torch.randn(1, 64, 4, 3)
     assert trained(Conv1x1(64, 64, bias=False)) == trained(nn.Conv2d(64, 64, 1, bias=False))
 
 
+@pytest.mark.usefixtures("products_always")
 def test_a_traced_pointwise_convolution_is_one_that_other_tools_know() -> None:
-    x = torch.randn(1, 6, 5, 3)
-    graph = str(torch.jit.trace(Conv1x1(6, 4), x).inlined_graph)
+    layer, x = Conv1x1(6, 4), torch.randn(1, 6, 4, 3)
+    graph = str(torch.jit.trace(layer, x).inlined_graph)
     assert "aten::_convolution" in graph
     assert "aten::baddbmm" not in graph
+    close(torch.fx.symbolic_trace(layer)(x), layer(x))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])

@@ -90,7 +90,7 @@ def test_heads_have_64_channels_or_what_divides_them(name: str) -> None:
 
 @pytest.mark.parametrize("name", IN_HEADS)
 def test_heads_that_do_not_divide_the_channels_are_refused(name: str) -> None:
-    with pytest.raises(ValueError, match="channels=16 does not split into heads of head_dim=5"):
+    with pytest.raises(ValueError, match="channels=16 cannot be divided by head_dim=5"):
         create(name, 16, head_dim=5)
     with pytest.raises(ValueError, match="head_dim must be above 0"):
         create(name, 16, head_dim=0)

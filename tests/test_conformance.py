@@ -20,6 +20,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import blocks
+from blocks import base
 from ctxbench.gate import relative_error, wake
 
 CHANNELS = 16
@@ -124,6 +125,33 @@ def test_any_resolution_keeps_its_shape(
     y = run(make(name, options).train(training), x)
     assert y.shape == x.shape
     assert y.isfinite().all()
+
+
+@every_block
+def test_products_for_convolutions_change_nothing(
+    name: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    block, x = make(name, options, torch.float64), sample(dtype=torch.float64)
+
+    def output_and_gradient() -> tuple[Tensor, Tensor]:
+        own = x.clone().requires_grad_()
+        y = block(own)
+        return y, torch.autograd.grad(y.square().sum(), own)[0]
+
+    expected = output_and_gradient()
+    monkeypatch.setattr(base, "MANY_PIXELS", 0)
+    monkeypatch.setattr(base, "MANY_MACS", 0)
+    torch.testing.assert_close(output_and_gradient(), expected, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
+@every_block
+def test_a_batch_of_none_stays_one(name: str, options: dict[str, Any], training: bool) -> None:
+    x = torch.zeros(0, CHANNELS, 40, 40, requires_grad=True)
+    y = make(name, options).train(training)(x)
+    assert y.shape == x.shape
+    y.sum().backward()
+    assert x.grad is not None
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)

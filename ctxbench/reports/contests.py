@@ -90,12 +90,17 @@ def named(specs: Sequence[str]) -> str:
 
 @dataclass(frozen=True)
 class Meeting:
-    """The costs of two blocks at one resolution."""
+    """The costs of two blocks at one resolution.
+
+    Attributes:
+        together: whether both were called in the same interleaved rounds.
+    """
 
     height: int
     width: int
     ours: Interval
     theirs: Interval
+    together: bool = True
 
     @property
     def pixels(self) -> int:
@@ -151,14 +156,24 @@ class Course:
 
     @property
     def place(self) -> str:
-        """The crossover as a resolution."""
+        """The crossover as a resolution; the measured ones around it, if they are alike at one between."""
         pixels = self.crossover
         assert pixels is not None
+        if self.is_wide:
+            before, after = self.turns[0]
+            return f"between {before.size} and {after.size}"
         square = all(it.height == it.width for turn in self.turns for it in turn)
         found = f"{math.sqrt(pixels):.0f}x{math.sqrt(pixels):.0f}" if square else f"{pixels:,.0f} pixels"
         before, after = self.turns[0]
         return {before.size: f"just above {found}", after.size: f"just below {found}"}.get(
             found, f"about {found}"
+        )
+
+    @property
+    def is_wide(self) -> bool:
+        """Whether the two are alike at a resolution at which the cheaper one changes."""
+        return any(
+            self.meetings.index(after) - self.meetings.index(before) > 1 for before, after in self.turns
         )
 
     @property
@@ -197,7 +212,8 @@ class Course:
             return f"`{ours}` takes {less} `{theirs}` at {self.sizes(-1)}, and {more} it at {self.sizes(1)}{but}."
         before, after = self.turns[0]
         where = f"from {self.place} on" if self.told[-1].sign < 0 else f"up to {self.place}"
-        return f"`{ours}` takes {less} `{theirs}` {where} (measured: between {before.size} and {after.size}){but}."
+        measured = "" if self.is_wide else f" (measured: between {before.size} and {after.size})"
+        return f"`{ours}` takes {less} `{theirs}` {where}{measured}{but}."
 
     def sizes(self, sign: int) -> str:
         return ", ".join(it.size for it in self.meetings if it.sign == sign)
@@ -208,11 +224,12 @@ def course(ours: Sequence[Row], theirs: Sequence[Row], column: str) -> Course:
 
     Of several shapes with as many pixels the squarest counts.
     """
-    costs = {(row["height"], row["width"]): cost for row in theirs if (cost := interval(row, column))}
-    found = [
-        Meeting(row["height"], row["width"], cost, costs[row["height"], row["width"]])
-        for row in ours
-        if (row["height"], row["width"]) in costs and (cost := interval(row, column))
-    ]
+    rivals = {(row["height"], row["width"]): (cost, row) for row in theirs if (cost := interval(row, column))}
+    found = []
+    for row in ours:
+        size = row["height"], row["width"]
+        if size in rivals and (cost := interval(row, column)):
+            rival, other = rivals[size]
+            found.append(Meeting(*size, cost, rival, row["rounds_id"] == other["rounds_id"]))
     squarest = sorted(found, key=lambda it: (it.pixels, -(it.height + it.width), it.height))
     return Course(list({it.pixels: it for it in squarest}.values()))

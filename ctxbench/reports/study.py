@@ -11,9 +11,9 @@ from typing import Any
 
 from ctxbench.errors import UsageError
 from ctxbench.record import FAILED, METRICS, Row
-from ctxbench.reports.contests import CONTROL, LATENCY, MEMORY, Course, Interval, interval
+from ctxbench.reports.contests import CONTROL, LATENCY, MEMORY, Course, Interval, course, interval
 from ctxbench.reports.inputs import machine
-from ctxbench.reports.official import OfficialRatio, official_tables
+from ctxbench.reports.official import OfficialRatio, official_notes, official_tables
 from ctxbench.reports.published import TABLE_3_INPUT, TIMES, Claim, claims
 from ctxbench.reports.published_table import published_table
 from ctxbench.reports.report import Report, bullets, write_pictures
@@ -31,8 +31,12 @@ ATTENTION = {
 MULTI_HEAD = "mhsa"
 DECOMPOSITIONS = ("ham-nmf", "ham-cd", "ham-vq")
 BPTT = "ham-nmf[gradient=bptt]"
-UNSETTLED = "†"
-INTERVALS_NOTE = f"In brackets what the 95 % intervals of both costs allow. {UNSETTLED}: one of the two times did not settle."
+RIVALS = (*ATTENTION, MULTI_HEAD)
+UNSETTLED, APART = "†", "‡"
+INTERVALS_NOTE = (
+    f"In brackets, of times, what the 95 % intervals of both allow. {UNSETTLED}: one of the two did not settle. "
+    f"{APART}: the two were not called in the same rounds."
+)
 FIGURES = ("latency-", "memory-", "roofline-")
 PAPERS_SIDE = TABLE_3_INPUT["height"]
 
@@ -43,11 +47,11 @@ def quotient(over: Interval, under: Interval) -> Interval:
     return Interval(over.low / under.high, over.middle / under.middle, over.high / under.low, settled)
 
 
-def with_interval(value: Interval | None) -> str:
+def with_interval(value: Interval | None, *, together: bool = True) -> str:
     if value is None:
         return MISSING
     ends = number(value.low, 3), number(value.high, 3)
-    middle = number(value.middle, 3) + ("" if value.settled else UNSETTLED)
+    middle = number(value.middle, 3) + ("" if value.settled else UNSETTLED) + ("" if together else APART)
     return middle if ends[0] == ends[1] else f"{middle} ({ends[0]} - {ends[1]})"
 
 
@@ -133,7 +137,8 @@ class Study:
         parts = [
             f"# {TITLE}",
             "",
-            f"Generated from records by `ctxbench study`; what is not a record's is printed in the paper, or said to be missing. Attention is {roles} "
+            "Generated from records by `ctxbench study`. Beside them stand the numbers that the paper prints, with the "
+            f"explanations of differences that `results/published` has. Attention is {roles} "
             f"and `{MULTI_HEAD}` (heads of 64 channels by that kernel, as transformers have it); decompositions are {', '.join(f'`{it}`' for it in DECOMPOSITIONS)}.",
             "",
             *bullets([*self.report.summary, *self.doubts]),
@@ -158,6 +163,9 @@ class Study:
                 "## Against official implementations",
                 "",
                 *map(markdown, official_tables(self.official)),
+                "What was set or replaced in their code:",
+                "",
+                *bullets(official_notes(self.official)),
             ]
         parts += ["## What was not measurable here", "", *bullets(self.gaps)]
         parts += ["## How it was measured", "", *bullets(self.report.method)]
@@ -183,6 +191,18 @@ class Study:
         timed = [row for row in self.rows if row[LATENCY] is not None]
         if open_ := sum(row["converged"] is False for row in timed):
             yield f"{open_} of {len(timed)} times did not settle; ratios of such a time carry a {UNSETTLED}"
+        pairs = [
+            met
+            for scene in self.measured
+            for ours in DECOMPOSITIONS
+            for theirs in RIVALS
+            for met in scene.course(ours, theirs, LATENCY).meetings
+        ]
+        if apart := sum(not met.together for met in pairs):
+            yield (
+                f"{apart} of {len(pairs)} pairs of a decomposition and attention were not called in the same rounds, so that "
+                f"the machine may have been faster for one of them; ratios of such times carry a {APART}"
+            )
 
     @property
     def parts(self) -> Table[Against]:
@@ -191,7 +211,9 @@ class Study:
         def part(column: str, words: str, attention: str) -> Column[Against]:
             def cell(row: Against) -> str:
                 course = row.scene.course(row.spec, attention, column)
-                return f"{share(course)} at {course.meetings[-1].size}" if course.meetings else MISSING
+                return (
+                    f"{share(course, column)} at {course.meetings[-1].size}" if course.meetings else MISSING
+                )
 
             return Column(f"{words} {attention}", cell)
 
@@ -199,7 +221,7 @@ class Study:
         columns = [
             part(column, words, attention)
             for column, words in ((LATENCY, "time over"), (MEMORY, "predicted memory over"))
-            for attention in ATTENTION
+            for attention in RIVALS
         ]
         return Table(
             "Cost of a decomposition over that of attention, at the largest resolution that both have",
@@ -221,13 +243,13 @@ class Study:
         return [*costs, self.ratios] if self.timed_as_printed else costs
 
     @property
-    def timed_as_printed(self) -> dict[tuple[str, str, str], Interval]:
-        """Times at the input of Table 3, by mode, block, and precision and machine."""
+    def timed_as_printed(self) -> dict[tuple[str, str, str], Row]:
+        """What was timed at the input of Table 3, by mode, block, and precision and machine."""
         return {
-            (row["mode"], row["spec"], place(row)): cost
+            (row["mode"], row["spec"], place(row)): row
             for row in self.rows
             if TABLE_3_INPUT | {"dtype": row["dtype"]} == {name: row[name] for name in TABLE_3_INPUT}
-            and (cost := interval(row, LATENCY))
+            and interval(row, LATENCY)
         }
 
     @property
@@ -241,7 +263,9 @@ class Study:
                 here, pair = row
                 over = timed.get((pair.mode, attention, here))
                 under = timed.get((pair.mode, pair.decomposition.spec, here))
-                return with_interval(quotient(over, under) if over and under else None)
+                if not over or not under:
+                    return MISSING
+                return share(course([over], [under], LATENCY), LATENCY)
 
             return Column(attention, cell)
 
@@ -275,14 +299,14 @@ class Study:
             "From which resolution on a decomposition is cheaper than attention",
             [
                 *identity(),
-                *(where(LATENCY, "faster than", attention) for attention in ATTENTION),
-                *(where(MEMORY, "less predicted memory than", attention) for attention in ATTENTION),
+                *(where(LATENCY, "faster than", attention) for attention in RIVALS),
+                *(where(MEMORY, "less predicted memory than", attention) for attention in RIVALS),
             ],
             rows,
             [
                 "Between two resolutions the costs are taken as powers of the number of pixels. Times count as "
                 "different where their intervals do not overlap, predicted memory beyond 1 %. "
-                "Nothing is said beyond what was measured."
+                '"On" ends with the largest resolution that was measured.'
             ],
         )
 
@@ -303,10 +327,22 @@ class Study:
         failed = [row for row in self.rows if row["status"] in FAILED]
         for row in sorted(failed, key=lambda it: (it["spec"], it["pixels"], it["mode"], it["dtype"])):
             mode = "inference" if row["mode"] == "infer" else "training"
-            yield f"`{row['spec']}` at {row['height']}x{row['width']}, {mode}, {row['dtype']}: {row['status']}."
+            yield (
+                f"`{row['spec']}` at {row['height']}x{row['width']}, {mode}, {row['dtype']}, on {machine(row)}: "
+                f"{row['status']}."
+            )
         if rows:
+            yield (
+                f"Batches: {listed(rows, 'batch')}; channels: {listed(rows, 'channels')}; CPU threads: "
+                f"{listed(rows, 'threads')}; no others."
+            )
             last = max(rows, key=lambda row: row["pixels"])
             yield f"Nothing was measured beyond {last['height']}x{last['width']}."
+
+
+def listed(rows: Sequence[Row], name: str) -> str:
+    """The values of a column, each once."""
+    return ", ".join(map(str, sorted({row[name] for row in rows})))
 
 
 def place(row: Row) -> str:
@@ -334,30 +370,32 @@ def in_short(scene: Scene) -> str:
         return ""
     over_time = scene.course(ours, fastest, LATENCY)
     text = (
-        f"at {over_time.meetings[-1].size} `{ours}` takes {share(over_time)} of the time of `{fastest}`, the fastest attention "
+        f"at {over_time.meetings[-1].size} `{ours}` takes {share(over_time, LATENCY)} of the time of `{fastest}`, the fastest attention "
         f"there, and is faster than that {over_time.short}"
     )
     for other in others:
         if (course := scene.course(other, fastest, LATENCY)).meetings:
-            text += f"; `{other}` takes {share(course)}"
+            text += f"; `{other}` takes {share(course, LATENCY)}"
     if leanest is not None:
         course = scene.course(ours, leanest, MEMORY)
-        text += f"; `{ours}` has {share(course)} of the predicted memory of `{leanest}`, the leanest"
+        text += f"; `{ours}` has {share(course, MEMORY)} of the predicted memory of `{leanest}`, the leanest"
     return text
 
 
 def best_rival(scene: Scene, spec: str, column: str) -> str | None:
     """The attention of least cost at the largest resolution that `spec` shares with any."""
-    courses = {it: scene.course(spec, it, column).meetings for it in (*ATTENTION, MULTI_HEAD)}
+    courses = {it: scene.course(spec, it, column).meetings for it in RIVALS}
     last = {it: meetings[-1] for it, meetings in courses.items() if meetings}
     largest = max((it.pixels for it in last.values()), default=0)
     costs = {it: met.theirs.middle for it, met in last.items() if met.pixels == largest}
     return min(costs, key=costs.__getitem__, default=None)
 
 
-def share(course: Course) -> str:
-    """Our cost over theirs at the largest resolution of both."""
-    return with_interval(quotient(course.meetings[-1].ours, course.meetings[-1].theirs))
+def share(course: Course, column: str) -> str:
+    """Our cost over theirs at the largest resolution of both; memory's has no interval, as work space is not seen."""
+    met = course.meetings[-1]
+    ratio = quotient(met.ours, met.theirs)
+    return with_interval(ratio, together=met.together) if column == LATENCY else number(ratio.middle, 3)
 
 
 def price_of_the_way_back(scene: Scene) -> str:
@@ -365,8 +403,8 @@ def price_of_the_way_back(scene: Scene) -> str:
     course = scene.course(BPTT, DECOMPOSITIONS[0], LATENCY)
     if not course.meetings:
         return ""
-    where = f"{course.meetings[-1].size}, {scene.facets['precision']}, {scene.facets['machine']}"
-    return f"`{BPTT}` takes {share(course)} times as long ({where})"
+    where = f"{course.meetings[-1].size} ({scene.facets['precision']}, {scene.facets['machine']})"
+    return f"`{BPTT}`, which has it, takes {share(course, LATENCY)} times as long as `{DECOMPOSITIONS[0]}` at {where}"
 
 
 def printed() -> Iterator[Printed]:
@@ -424,6 +462,6 @@ def speeds(scene: Scene) -> Table[Row]:
         sorted(rows, key=lambda row: -gflops(row)),
         [
             "Two operations for each counted MAC; element-wise work counts nothing. The product is torch's own, as "
-            "attention calls it, and not the processor's peak: convolutions have kernels of their own, and may exceed it."
+            "attention calls it, and not the processor's peak: products of other shapes and convolutions may exceed it."
         ],
     )

@@ -1,8 +1,9 @@
 """Which public implementation each block is compared with, and how that gets the weights of ours.
 
 Each was read: where ours means to compute the same, both must agree before either is timed. A note says
-what was set or replaced so that the official code runs on a CPU and computes the same function; nothing
-of it makes that code slower. What it adds to the input is added in all of them.
+what was set or replaced so that the official code runs on a CPU and computes the same function. None of it is
+meant to make that code slower. Layers of tokens get views of the map, not tokens in one piece, as ours are given
+the map; what a layer adds to its input is added in all of them.
 """
 
 from __future__ import annotations
@@ -334,7 +335,9 @@ COMPARISONS: tuple[Comparison, ...] = (
             "cosformer.py",
         ),
         tokens.cosformer,
-        ("gets and gives a sequence (N, B, C), converted outside the timed span",),
+        (
+            "gets and gives a sequence (N, B, C): a view of the map on the way in, and of the sequence on the way out",
+        ),
     ),
     Comparison(
         "fft[size={side}]",

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from blocks.base import Conv1x1
 from tests.bench.official.comparison import Theirs, accept_one_value, given, put
 
 
@@ -146,7 +147,7 @@ def fused(modules: nn.ModuleList, ours: Any) -> Theirs:
     """Their modules behind one another, and the fusion of ours, which they have in another form."""
     conv, norm = ours.out
     out = nn.Sequential(
-        nn.Conv2d(conv.in_channels, conv.out_channels, 1, bias=False), nn.BatchNorm2d(norm.num_features)
+        Conv1x1(conv.in_channels, conv.out_channels, bias=False), nn.BatchNorm2d(norm.num_features)
     )
     given(out, ours.out)
     return Theirs(
@@ -172,7 +173,7 @@ def isa(ours: Any, official: ModuleType, side: int) -> Theirs:
 def ocr(ours: Any, official: ModuleType, side: int) -> Theirs:
     attend = official.ObjectAttentionBlock(ours.channels, ours.width, 1, **LAYERS)
     given(attend, ours.key, ours.query, ours.value, ours.out, ours.fuse)
-    classify = given(nn.Conv2d(ours.channels, ours.regions, 1), ours.classify)
+    classify = given(Conv1x1(ours.channels, ours.regions), ours.classify)
     gather = official.SpatialGatherModule(1)
     both = nn.ModuleList([attend, classify])
     return Theirs(both, lambda x: attend(x, gather(x, classify(x))))

@@ -106,6 +106,9 @@ def sources_of(module: str) -> set[Path]:
             continue
         found.add(path)
         tree = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-        named = [node.module for node in tree if isinstance(node, ast.ImportFrom) and node.module]
-        waiting += [name for name in named if name.startswith("blocks.")]
+        imports = [(node.module or "", node.names) for node in tree if isinstance(node, ast.ImportFrom)]
+        waiting += [package for package, _ in imports if package.startswith("blocks.")]
+        waiting += [
+            f"blocks.{each.name}" for package, names in imports if package == "blocks" for each in names
+        ]
     return found
