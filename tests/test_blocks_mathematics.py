@@ -260,6 +260,11 @@ def test_tiles_are_mapped_over_batches(monkeypatch: pytest.MonkeyPatch) -> None:
             close(torch.vmap(block)(x.unsqueeze(1)).squeeze(1), block(x))
 
 
+def test_a_cheese_factor_that_does_not_divide_is_named() -> None:
+    with pytest.raises(ValueError, match="latent channels=8 cannot be divided by cheese_factor=3"):
+        create("ham-nmf", 8, version="v2+", latent=8, cheese_factor=3)
+
+
 def test_criss_cross_attention_is_mapped_and_differentiated_forward(x: Tensor) -> None:
     block = awake("ccnet")
     jacobian = torch.func.vmap(torch.func.jacrev(lambda image: block(image[None])[0]))(x)

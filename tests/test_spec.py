@@ -152,6 +152,7 @@ def test_no_text_is_too_odd_to_be_read(text: str) -> None:
         ("none[rank=8]", ["'none'", "no option 'rank'", "its options: none"]),
         ("ham-nmf[rank=eight]", ["rank='eight' is not accepted", "whole number"]),
         ("ham-nmf[rank=8.0]", ["rank=8.0 is not accepted", "whole number"]),
+        ("aspp[kernel=3.0]", ["kernel=3.0 is not accepted", "1 or 3"]),
         ("ham-nmf[rank=True]", ["rank=True is not accepted", "whole number"]),
         ("ham-nmf[spatial=1]", ["spatial=1 is not accepted", "True or False"]),
         ("ham-nmf[latent=big]", ["latent='big' is not accepted", "whole number", "None"]),

@@ -100,6 +100,7 @@ def test_times_that_did_not_settle_are_marked(records: list[Record]) -> None:
     assert "* 8 of 24 times did not settle; ratios of such a time carry a †" in text
     assert "takes 0.25† (0.245 - 0.255) of the time of `self-attn[impl=sdpa]`" in text
     assert "| 10.7 | 8 (7.84 - 8.16) | 4† (3.92 - 4.08) |" in text
+    assert "| self-attn\\[impl=sdpa\\] | 2.00 | 2.00† |" in text.replace("| – ", "")
 
 
 def test_the_gradient_through_the_iterations_has_its_price(records: list[Record]) -> None:

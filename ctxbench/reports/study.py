@@ -422,11 +422,12 @@ def growth(scene: Scene) -> Table[str]:
     def power(column: str) -> Column[str]:
         def cell(spec: str) -> str:
             rows = sorted(scene.of(spec), key=lambda row: (row["pixels"], -row["height"] - row["width"]))
-            found = {row["pixels"]: it.middle for row in rows if (it := interval(row, column))}
+            found = {row["pixels"]: it for row in rows if (it := interval(row, column))}
             if len(found) < 2:
                 return MISSING
             (before, less), (after, more) = list(found.items())[-2:]
-            return f"{math.log(more / less) / math.log(after / before):.2f}"
+            mark = "" if less.settled and more.settled else UNSETTLED
+            return f"{math.log(more.middle / less.middle) / math.log(after / before):.2f}{mark}"
 
         return Column(METRICS[column].title.partition(" (")[0], cell)
 
