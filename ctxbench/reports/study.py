@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ INTERVALS_NOTE = (
     f"In brackets, of times, what the 95 % intervals of both allow. {UNSETTLED}: one of the two did not settle. "
     f"{APART}: the two were not called in the same rounds."
 )
+BOLD_NOTE = "Bold: the one block whose interval is below those of all others there."
 FIGURES = ("latency-", "memory-", "roofline-")
 PAPERS_SIDE = TABLE_3_INPUT["height"]
 
@@ -153,7 +154,7 @@ class Study:
             markdown(self.parts),
             markdown(self.crossovers),
             *(markdown(growth(scene)) for scene in self.scenes),
-            *(markdown(matrix(scene)) for scene in self.measured),
+            *(markdown(replace(matrix(scene), notes=[BOLD_NOTE])) for scene in self.measured),
             *figures,
         ]
         if self.measured:
