@@ -21,6 +21,7 @@ from torch import Tensor
 
 EPS = 1e-6
 TILE_BYTES = 2**20  # of X for each thread: what the second-level cache of today's cores holds
+HALVES = 2  # as many bytes in half precision, whose products are quick: fewer and longer ones
 MIN_TILE = 128  # columns; products with fewer are slow
 LEAST = -60.0  # of a logit below the largest: e^-60 is nothing beside it
 Tiles = Sequence[Tensor]
@@ -38,7 +39,8 @@ def tile_columns(x: Tensor) -> int | None:
     if not divisible(x):
         return None
     _, rows, columns = x.shape
-    fitting = TILE_BYTES * torch.get_num_threads() // (max(rows, 1) * x.element_size())
+    size = TILE_BYTES * (HALVES if x.element_size() == 2 else 1)
+    fitting = size * torch.get_num_threads() // (max(rows, 1) * x.element_size())
     return fitting if MIN_TILE <= fitting < columns else None
 
 
