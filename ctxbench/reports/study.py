@@ -48,9 +48,7 @@ def quotient(over: Interval, under: Interval) -> Interval:
     return Interval(over.low / under.high, over.middle / under.middle, over.high / under.low, settled)
 
 
-def with_interval(value: Interval | None, *, together: bool = True) -> str:
-    if value is None:
-        return MISSING
+def with_interval(value: Interval, *, together: bool) -> str:
     ends = number(value.low, 3), number(value.high, 3)
     middle = number(value.middle, 3) + ("" if value.settled else UNSETTLED) + ("" if together else APART)
     return middle if ends[0] == ends[1] else f"{middle} ({ends[0]} - {ends[1]})"
