@@ -25,7 +25,6 @@ __all__ = [
     "require_divisible",
     "require_positive",
     "split",
-    "squared_length",
     "unit",
     "weighted",
     "wide_precision",
@@ -158,18 +157,13 @@ def weighted(values: Tensor, weights: Tensor) -> Tensor:
     return (weights @ values.mT).mT if weights.requires_grad or far_apart else values @ weights.mT
 
 
-def squared_length(x: Tensor) -> Tensor:
-    """Sum of squares of every column: (..., D, N) -> (..., 1, N)."""
-    return x.square().sum(dim=-2, keepdim=True)
-
-
 def unit(x: Tensor, eps: float = 1e-12) -> Tensor:
     """The columns of x (..., D, N) over their lengths; one shorter than `eps` is divided by `eps`.
 
     Zero in, zero out, with a finite gradient.
     """
     least = max(eps**2, torch.finfo(x.dtype).tiny)
-    return x * torch.rsqrt(squared_length(x).clamp_min(least))
+    return x * torch.rsqrt(x.square().sum(dim=-2, keepdim=True).clamp_min(least))
 
 
 class ChannelNorm(nn.LayerNorm):

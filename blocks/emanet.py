@@ -15,10 +15,9 @@ from blocks.base import (
     full_precision,
     he_fan_out_,
     require_positive,
-    squared_length,
 )
 from blocks.registry import Paper, register
-from blocks.update_rules import EPS, Iterate, Tiles, in_tiles, soft_clusters
+from blocks.update_rules import EPS, Iterate, Tiles, in_tiles, lengths, soft_clusters
 
 EMANET = Paper(
     title="Expectation-Maximization Attention Networks for Semantic Segmentation",
@@ -37,7 +36,7 @@ EMANET = Paper(
 
 def soft_unit(x: Tensor) -> Tensor:
     """Columns of (B, C, K) over their length plus eps: a little shorter than one."""
-    return x / (squared_length(x).sqrt() + EPS)
+    return x / (lengths(x) + EPS).to(x.dtype)
 
 
 def expectation_maximisation(steps: int) -> Iterate:

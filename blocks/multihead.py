@@ -7,7 +7,15 @@ import math
 import torch
 from torch import Tensor
 
-from blocks.base import ContextBlock, Conv1x1, full_precision, require_divisible, require_positive, split
+from blocks.base import (
+    ContextBlock,
+    Conv1x1,
+    full_precision,
+    require_divisible,
+    require_positive,
+    split,
+    weighted,
+)
 
 HEAD_DIM = 64  # of ViT, PVT and most that followed; a size that every fused kernel takes
 EPS = 1e-6
@@ -59,11 +67,8 @@ def scaled(tokens: Tensor) -> Tensor:
 
 
 def softmax_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q k^T) v, of q (..., N, d), k (..., M, d) and v (..., M, d), either q or k being `scaled`.
-
-    Channels before pixels, as the result is to be a map: it is a view of one, (..., d, N).
-    """
-    return (v.mT @ torch.softmax(q @ k.mT, dim=-1).mT).mT
+    """softmax(q k^T) v, of q (..., N, d), k (..., M, d) and v (..., M, d), either q or k being `scaled`."""
+    return weighted(v.mT, torch.softmax(q @ k.mT, dim=-1)).mT
 
 
 def kernel_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

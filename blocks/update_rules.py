@@ -119,7 +119,7 @@ def nmf_iteration(tiles: Tiles, bases: Tensor, codes: Sequence[Tensor | None]) -
 
 
 def lengths(x: Tensor) -> Tensor:
-    """|column| of x, (D, N) -> (1, N), in float32 at least.
+    """|column| of x, (..., D, N) -> (..., 1, N), in float32 at least.
 
     PyTorch's norm of columns takes several times as long on a CPU as sums of squares, which would be a
     copy of x if they were not formed piece by piece.
@@ -132,7 +132,7 @@ def lengths(x: Tensor) -> Tensor:
 
 
 def inverse_norm(x: Tensor, eps: float = 1e-12) -> Tensor:
-    """1 / |column| of x, (D, N) -> (1, N); a zero column gets 0, and a gradient of zero."""
+    """1 / |column| of x, (..., D, N) -> (..., 1, N); a zero column gets 0, and a gradient of zero."""
     length = lengths(x)
     return torch.where(length > eps, length.clamp_min(eps).reciprocal(), 0)
 

@@ -215,6 +215,15 @@ def test_every_matrix_is_taken_in_tiles_of_one_piece(narrow_tiles: None) -> None
     assert torch.equal(codes, x)
 
 
+def test_no_matrices_have_no_tiles(narrow_tiles: None) -> None:
+    none = torch.rand(0, 8, 20)
+    assert tile_columns(none) == 6, "one matrix of it would be divided"
+    bases, codes = in_tiles(lambda tiles, bases: (bases, tiles), none, torch.rand(0, 8, 3))
+    assert bases.shape == (0, 8, 3)
+    assert codes is not None
+    assert codes.shape == none.shape
+
+
 def test_what_is_small_differentiated_or_elsewhere_is_taken_whole(narrow_tiles: None) -> None:
     assert tile_columns(torch.rand(2, 8, 20)) == 6
     assert tile_columns(torch.rand(2, 8, 6)) is None
