@@ -33,12 +33,10 @@ FLOOR = (
 
 def orthogonal_gaussian(rows: int, width: int) -> Tensor:
     """Directions (rows, width), each from N(0, I), orthogonal within every `width` of them."""
-    blocks = []
-    for _ in range(math.ceil(rows / width)):
-        q, r = torch.linalg.qr(torch.randn(width, width, dtype=torch.float32))
-        blocks.append(q * r.diagonal().sign())  # the sign makes q uniform over all rotations
+    q, r = torch.linalg.qr(torch.randn(math.ceil(rows / width), width, width, dtype=torch.float32))
+    rotations = q * r.diagonal(dim1=-2, dim2=-1).sign()[:, None]  # uniform over all, thanks to the sign
     lengths = torch.randn(rows, width, dtype=torch.float32).norm(dim=1, keepdim=True)
-    return torch.cat(blocks)[:rows] * lengths
+    return rotations.flatten(0, 1)[:rows] * lengths
 
 
 @register(

@@ -23,10 +23,12 @@ from ctxbench.subject import Subject, reference_side
 
 MEMORY_FACTOR = 1.15  # kernels' work space beyond the tensors
 MAPS_BESIDE = 4  # input, output's gradient, and the copies a CPU convolution makes of a map
+BEYOND_ADDRESSES = "needs more memory than can be addressed"
 IMPOSSIBLE = {
     "Expected more than 1 value per channel": "normalisation needs more than one value per channel or group; "
     "use a larger batch or resolution",
-    "Storage size calculation overflowed": "needs more memory than can be addressed",
+    "Storage size calculation overflowed": BEYOND_ADDRESSES,
+    "numel: integer multiplication overflow": BEYOND_ADDRESSES,
 }
 
 
