@@ -58,9 +58,7 @@ class RunStore:
         try:
             for part in (store.records, store.plans, store.commands):
                 part.mkdir(parents=True, exist_ok=True)
-                for path in part.iterdir():
-                    if _is_stale(path):
-                        path.unlink(missing_ok=True)
+                sweep(part)
         except FileExistsError as error:
             raise UsageError(f"{error.filename} is a file; choose another folder with --out") from None
         except OSError as error:
@@ -291,6 +289,13 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what writers left that died."""
+    for path in folder.iterdir():
+        if _is_stale(path):
+            path.unlink(missing_ok=True)
 
 
 def make_folder(folder: Path) -> Path:

@@ -243,9 +243,46 @@ def test_a_line_without_what_is_not_needed_is_told(compare: Compare, run: Run, t
     run("--modes", "infer")
     (record,) = lines(tmp_path)
     short = {name: value for name, value in record.items() if name not in ("limit", "settled", "clock")}
-    (tmp_path / "study" / "official.jsonl").write_text(f"\n{json.dumps(short)}\n\n")
-    code, printed = run("--modes", "infer")
-    assert code == 0 and "(recorded)" in printed
+    empty = dict.fromkeys(("ratio", "ratio_low", "ratio_high", "ours_cpu_ms", "gflops", "ceiling_share"))
+    for line in (short, record | empty | {"limit": None}):
+        (tmp_path / "study" / "official.jsonl").write_text(f"\n{json.dumps(line)}\n\n")
+        code, printed = run("--modes", "infer")
+        assert code == 0 and "(recorded)" in printed
+
+
+@pytest.mark.parametrize("name", ["ratio", "ours_cpu_ms", "gflops", "ceiling_share"])
+def test_text_in_place_of_a_number_is_told(
+    name: str, compare: Compare, run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    compare()
+    run("--modes", "infer")
+    (record,) = lines(tmp_path)
+    file = tmp_path / "study" / "official.jsonl"
+    file.write_text(json.dumps(record | {name: "1.0"}))
+    assert program.main(["--blocks", "se", *SMALL, "--out", str(file)]) == 2
+    assert f"line 1, is no comparison: {name}" in capsys.readouterr().err
+
+
+def test_what_a_killed_writer_left_is_swept(compare: Compare, run: Run, tmp_path: Path) -> None:
+    compare()
+    (tmp_path / "study").mkdir()
+    left = tmp_path / "study" / "official.jsonl.tmp-1-0123abcd"
+    left.touch()
+    os.utime(left, (0, 0))
+    run("--modes", "infer")
+    assert not left.exists()
+
+
+def test_asked_to_end_it_says_so(tmp_path: Path) -> None:
+    out = tmp_path / "official.jsonl"
+    arguments = ["--blocks", "none", "--sizes", "4,8,16,24,32,48,64", "--budget", "5", "--out", str(out)]
+    command = [sys.executable, "-u", "-m", "tests.bench.official", *arguments]
+    with subprocess.Popen(command, cwd=Path(__file__).parents[1], stdout=-1, stderr=-1, text=True) as asked:
+        assert asked.stdout and asked.stderr
+        asked.stdout.readline()  # it has begun
+        asked.terminate()
+        assert asked.wait() == 130
+        assert "interrupted" in asked.stderr.read().splitlines()[-1]
 
 
 def test_two_at_once_lose_nothing(tmp_path: Path) -> None:
@@ -273,9 +310,16 @@ def test_sources_that_are_not_whole_are_fetched_again(repository: Repository, tm
     assert (whole / "lib" / "gate.py").read_text() == GATE
 
 
+def test_sources_that_were_changed_are_fetched_again(repository: Repository, tmp_path: Path) -> None:
+    file = repository.fetch(tmp_path) / "lib" / "gate.py"
+    file.write_text(f"{GATE}\nprint('changed')\n")
+    repository.fetch(tmp_path)
+    assert file.read_text() == GATE
+
+
 def test_a_slow_block_is_flagged(compare: Compare, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(implementations, "COMPARISONS", (replace(compare(), limit=0.0),))
-    assert "SLOWER THAN 0.0" in run("--modes", "infer")[1]
+    monkeypatch.setattr(implementations, "COMPARISONS", (replace(compare(), limit=1e-9),))
+    assert "SLOWER THAN 1e-09" in run("--modes", "infer")[1]
 
 
 def test_a_block_without_comparison_is_timed_alone(
@@ -300,9 +344,10 @@ def test_a_block_without_comparison_is_timed_alone(
         ["--threads", "9999999"],
         ["--budget", "-1"],
         ["--budget", "nan"],
+        ["--sources", __file__],
         ["--no-such-option"],
     ],
-    ids=" ".join,
+    ids=lambda arguments: "".join(arguments).replace(__file__, "file"),
 )
 def test_wrong_usage_is_told_in_a_line(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert program.main(arguments) == 2

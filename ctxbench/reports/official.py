@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ctxbench.errors import UsageError
 from ctxbench.store import read_text, tell
@@ -20,6 +20,8 @@ Ratio = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 class OfficialRatio(BaseModel):
     """One comparison: a line of the file. Without a ratio, `status` and `reason` say what came of it."""
+
+    model_config = ConfigDict(strict=True)
 
     label: str
     official: str | None
@@ -40,6 +42,11 @@ class OfficialRatio(BaseModel):
     agreement: str = ""
     notes: list[str] = []
     limit: Ratio | None = None
+    clock: Literal["cpu", "wall"] | None = None
+    ours_cpu_ms: Ratio | None = None
+    ours_wall_ms: Ratio | None = None
+    gflops: float | None = None
+    ceiling_share: float | None = None
 
     @model_validator(mode="after")
     def a_ratio_is_of_what_agrees(self) -> Self:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import datetime
 import gc
 import math
 import os
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -22,6 +22,7 @@ import torch  # noqa: E402
 
 import blocks  # noqa: E402
 from ctxbench import pinning  # noqa: E402
+from ctxbench.cli.program import INTERRUPTED, end  # noqa: E402
 from ctxbench.errors import RAISED, RunError, UsageError, first_line  # noqa: E402
 from ctxbench.gate import wake  # noqa: E402
 from ctxbench.spec import parse_choices, parse_integers  # noqa: E402
@@ -114,6 +115,8 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     (options.threads,) = only(parse_integers(options.threads, "--threads"), "--threads")
     if options.threads > MOST_THREADS:
         raise UsageError(f"--threads: at most {MOST_THREADS}")
+    if options.sources.exists() and not options.sources.is_dir():
+        raise UsageError(f"--sources: {options.sources} is not a folder")
     if not (options.budget >= 0 and math.isfinite(options.budget)):
         raise UsageError("--budget: seconds, 0 or more")
     return options
@@ -272,23 +275,29 @@ def told(line: Line, remark: str = "") -> str:
     if line["status"] != "ok":
         word = DISAGREES if line["status"] == "disagrees" else line["status"].upper()
         return f"{text} {word}: {line['reason']}{where}"
-    if "ratio" in line:
-        text += f" {line['ratio']:6.3f} [{line['ratio_low']:.3f}, {line['ratio_high']:.3f}]"
-    if "agreement" in line:
+    if ratio := line.get("ratio"):
+        text += f" {ratio:6.3f} [{line['ratio_low']:.3f}, {line['ratio_high']:.3f}]"
+    if line.get("agreement"):
         text += f"  {line['agreement']}"
     if milliseconds := line.get(f"ours_{line.get('clock')}_ms"):
         text += f"  ours {milliseconds:.4g} ms"
-    if line.get("gflops") and line.get("ceiling_share", 0) >= LEAST_SHARE:
+    if line.get("gflops") and (line.get("ceiling_share") or 0.0) >= LEAST_SHARE:
         text += f"  {line['gflops']:.0f} GFLOP/s, {100 * line['ceiling_share']:.0f} % of the ceiling"
     text += where
-    if "ratio" in line and line["ratio_low"] > line.get("limit", math.inf):
+    if ratio and line["ratio_low"] > (line.get("limit") or math.inf):
         text += f"  {SLOWER} {line['limit']}"
-    if "ratio" in line and not line.get("settled", True):
+    if ratio and not line.get("settled", True):
         text += "  not settled"
     return f"{text}  ({remark})" if remark else text
 
 
 if __name__ == "__main__":
-    with contextlib.suppress(KeyboardInterrupt):
+    signal.signal(signal.SIGTERM, end)
+    try:
         sys.exit(main())
-    sys.exit(130)
+    except KeyboardInterrupt:
+        print("interrupted; what was measured is kept", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)

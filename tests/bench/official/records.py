@@ -16,7 +16,7 @@ from typing import Any
 import blocks
 from ctxbench import clocks, environment, gate, pinning, statistics, subject
 from ctxbench.reports.official import read_official
-from ctxbench.store import make_folder, write_atomically
+from ctxbench.store import make_folder, sweep, write_atomically
 from tests.bench.official import comparison, contest, hamburgers, implementations, maps, sources, tokens
 
 Line = dict[str, Any]
@@ -43,12 +43,13 @@ class RecordFile:
         return [json.loads(text) for text, _ in read_official(self.path)]
 
     def open(self) -> None:
-        """Find out before anything is measured whether lines can be read and a folder holds them.
+        """Find out before anything is measured whether lines can be read and a folder holds them; sweep that.
 
         Raises:
             UsageError: if not.
         """
         with self.alone():
+            sweep(self.path.parent)
             self.read()
 
     def find(self, line: Line) -> Line | None:

@@ -51,7 +51,7 @@ class Repository:
         """
         target = folder / f"{self.name.replace('/', '+')}@{self.commit[:12]}"
         with contextlib.suppress(SourceError):  # what is not whole is fetched again
-            if target.is_dir() and git("-C", str(target), "rev-parse", "HEAD") == self.commit:
+            if target.is_dir() and self.is_at(target):
                 return target
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as place:
@@ -62,6 +62,15 @@ class Repository:
             shutil.rmtree(target, ignore_errors=True)
             clone.rename(target)
         return target
+
+    def is_at(self, clone: Path) -> bool:
+        """Whether a clone holds the files of the commit, and as they were.
+
+        Raises:
+            SourceError: when it is no clone.
+        """
+        changed = git("-C", str(clone), "status", "--porcelain", "--untracked-files=no")
+        return not changed and git("-C", str(clone), "rev-parse", "HEAD") == self.commit
 
 
 @dataclass(frozen=True)
