@@ -87,6 +87,11 @@ def test_crossovers_and_shares_follow_from_the_costs(study: Study) -> None:
     assert "from between 32x32 and 128x128 on (alike at 64x64)" in text
     assert "at 128x128 `ham-nmf` takes 0.25 (0.245 - 0.255) of the time of `self-attn[impl=sdpa]`" in text
     assert "the fastest attention there, and is faster than that from" in text
+    assert (
+        "* At the largest resolution, 128x128, `ham-nmf` takes 0.25 times as long as the fastest attention: it is "
+        "faster in 2 of 2 settings and slower in 0." in text
+    )
+    assert "* At the smallest resolution, 16x16, `ham-nmf` takes 16 times as long" in text
     assert "| 0.125 (0.123 - 0.128) at 128x128 | 0.25 (0.245 - 0.255) at 128x128 |" in text
     assert (
         "| inference | ham-nmf | float32, A CPU, 1 thread, torch 2.13.0 | 10.7 | 8 (7.84 - 8.16) | 4 (3.92 - 4.08) |"
@@ -101,12 +106,13 @@ def test_times_that_did_not_settle_are_marked(records: list[Record]) -> None:
     assert "takes 0.25† (0.245 - 0.255) of the time of `self-attn[impl=sdpa]`" in text
     assert "| 10.7 | 8 (7.84 - 8.16) | 4† (3.92 - 4.08) |" in text
     assert "| self-attn\\[impl=sdpa\\] | 2.00 | 2.00† |" in text.replace("| – ", "")
+    assert "| self-attn\\[impl=sdpa\\] | **0.5†** | **8†** | 128† | 2,048† |" in text
 
 
 def test_the_gradient_through_the_iterations_has_its_price(records: list[Record]) -> None:
     records += costs("ham-nmf[gradient=bptt]", "decomposition", 20.0, 9.0, 1)
     text = Study(Report(labelled([record.row for record in records]), baseline=NAIVE)).markdown()
-    assert "takes 2.5 (2.45 - 2.55) times as long as `ham-nmf` at 128x128 (float32, A CPU" in text
+    assert "with it `ham-nmf` takes 2.5 (2.45 - 2.55) times as long at 128x128 (float32, A CPU" in text
 
 
 def test_times_of_other_rounds_are_marked(records: list[Record]) -> None:
@@ -115,8 +121,18 @@ def test_times_of_other_rounds_are_marked(records: list[Record]) -> None:
     ]
     text = Study(Report(labelled(rows), baseline=NAIVE)).markdown()
     assert "* 8 of 16 pairs of a decomposition and attention were not called in the same rounds" in text
-    assert "takes 0.25‡ (0.245 - 0.255) of the time of `self-attn[impl=sdpa]`" in text
-    assert "| 10.7 | 8 (7.84 - 8.16) | 4‡ (3.92 - 4.08) |" in text
+    assert "takes 0.25‡ of the time of `self-attn[impl=sdpa]`" in text, "no interval speaks of two sessions"
+    assert "| 10.7 | 8 (7.84 - 8.16) | 4‡ |" in text
+
+
+def test_the_code_that_was_measured_is_named(records: list[Record]) -> None:
+    code = [("abc", False), ("abc", False), ("abc", True)] + [(None, None)] * (len(records) - 3)
+    rows = [
+        record.row | {"git_commit": commit, "git_dirty": dirty}
+        for record, (commit, dirty) in zip(records, code, strict=True)
+    ]
+    text = Study(Report(labelled(rows), baseline=NAIVE)).markdown()
+    assert "* code: commit abc (2 cells), commit abc with changes (1 cells)" in text
 
 
 def test_ratios_of_memory_have_no_interval(study: Study) -> None:
@@ -173,19 +189,11 @@ def test_comparisons_with_official_code_have_a_table(study: Study) -> None:
 @pytest.mark.parametrize(
     ("ratio", "low", "said"),
     [
-        (
-            1.02,
-            0.98,
-            "1 of 1 ratios are within their limit (1.02), 0 are above it by less than their interval, 0 by more.",
-        ),
-        (
-            1.03,
-            1.01,
-            "0 of 1 ratios are within their limit (1.02), 1 are above it by less than their interval, 0 by more.",
-        ),
+        (1.02, 0.98, "1 of 1 ratios are as meant, 0 are above that by less than their interval, 0 by more."),
+        (1.03, 1.01, "0 of 1 ratios are as meant, 1 are above that by less than their interval, 0 by more."),
         (
             *(1.05, 1.03),
-            "0 of 1 ratios are within their limit (1.02), 0 are above it by less than their interval, 1 by more: "
+            "0 of 1 ratios are as meant, 0 are above that by less than their interval, 1 by more: "
             "`ham-nmf` (infer, 64x64, float32).",
         ),
     ],
@@ -193,6 +201,25 @@ def test_comparisons_with_official_code_have_a_table(study: Study) -> None:
 def test_ratios_are_held_against_their_limit(ratio: float, low: float, said: str, study: Study) -> None:
     contest = CONTEST | {"ratio": ratio, "ratio_low": low, "ratio_high": 1.1, "limit": 1.02}
     assert f"* {said}" in Study(study.report, [OfficialRatio(**contest)]).markdown()
+
+
+def test_what_was_compared_in_one_mode_alone_is_named(study: Study) -> None:
+    other = CONTEST | {"label": "ssm"}
+    found = [OfficialRatio(**it) for it in (CONTEST, CONTEST | {"mode": "train"}, other)]
+    machine = "A CPU, 1 thread, torch 2.15.0"
+    assert (
+        f"* Not compared with official code on {machine}: `ssm` (float32, train, 1x512x64x64)."
+        in Study(study.report, found).markdown()
+    )
+    assert "Not compared" not in Study(study.report, found[:2]).markdown()
+
+
+def test_the_speed_of_every_block_is_told(study: Study) -> None:
+    speed = {"gflops": 68.25, "ceiling_share": 0.706}
+    alone = CONTEST | speed | {"label": "none", "official": None, "height": 128, "width": 128}
+    text = Study(study.report, [OfficialRatio(**(CONTEST | speed)), OfficialRatio(**alone)]).markdown()
+    assert "| block | 1x512x64x64 | 1x512x128x128 |" in text
+    assert "| ham-nmf, float32 | 68.2 (71 %) | – |" in text and "| none, float32 | – | 68.2 (71 %) |" in text
 
 
 def test_notes_are_given_once_or_for_each_precision_that_has_its_own(study: Study) -> None:
@@ -218,6 +245,14 @@ def test_the_command_writes_the_text_and_its_figures(tmp_path: Path, records: li
     figures = sorted(path.name for path in (out / "attention-vs-decomposition").glob("*.png"))
     assert figures
     assert all(f"(attention-vs-decomposition/{name})" in text for name in figures)
+    assert not result.stderr
+
+
+def test_a_study_without_comparisons_says_so(tmp_path: Path, records: list[Record]) -> None:
+    run = write_run(tmp_path / "run", records)
+    result = CliRunner().invoke(main, ["study", str(run), "--out", str(tmp_path / "studies")])
+    assert result.exit_code == 0
+    assert "no comparisons with official implementations" in result.stderr
 
 
 WRONG = (

@@ -125,7 +125,10 @@ def study_command(*, runs: tuple[Path, ...], out: Path, strict: bool) -> int:
     from ctxbench.store import Reading
 
     reading = Reading.of(list(runs or all_runs()))
-    study = Study(Report.of(reading), [it for _, it in official.read_official(out / official.FILE)])
+    compared = [it for _, it in official.read_official(out / official.FILE)]
+    if not compared:
+        say(f"no comparisons with official implementations: {out / official.FILE} holds none", OK)
+    study = Study(Report.of(reading), compared)
     click.echo(f"study: {study.write(out)}")
     return judge(reading, strict)
 

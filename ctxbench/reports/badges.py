@@ -78,7 +78,10 @@ def write_badges(rows: Sequence[Row], baseline: str | None, out: Path) -> Path:
     scene = next((it for it in scenes(rows) if baseline is not None and it.of(baseline)), None)
     found = list(badges(scene, baseline)) if scene and baseline else []
     if scene is None or not found:
-        raise UsageError("--badges: there is no profile of several blocks and of the baseline (--baseline)")
+        wanted = f"the baseline, {baseline}" if baseline else "a baseline"
+        raise UsageError(
+            f"--badges: there is no profile of several blocks and {wanted}; choose another with --baseline"
+        )
     try:
         (out / "badges").mkdir(parents=True, exist_ok=True)
     except OSError as error:

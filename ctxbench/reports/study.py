@@ -11,9 +11,15 @@ from typing import Any
 
 from ctxbench.errors import UsageError
 from ctxbench.record import FAILED, METRICS, Row
-from ctxbench.reports.contests import CONTROL, LATENCY, MEMORY, Course, Interval, course, interval
+from ctxbench.reports.contests import CONTROL, LATENCY, MEMORY, Course, Interval, Meeting, course, interval
 from ctxbench.reports.inputs import machine
-from ctxbench.reports.official import OfficialRatio, official_notes, official_tables
+from ctxbench.reports.official import (
+    OfficialRatio,
+    official_gaps,
+    official_notes,
+    official_tables,
+    speed_tables,
+)
 from ctxbench.reports.published import TABLE_3_INPUT, TIMES, Claim, claims
 from ctxbench.reports.published_table import published_table
 from ctxbench.reports.report import Report, bullets, write_pictures
@@ -35,9 +41,12 @@ RIVALS = (*ATTENTION, MULTI_HEAD)
 UNSETTLED, APART = "†", "‡"
 INTERVALS_NOTE = (
     f"In brackets, of times, what the 95 % intervals of both allow. {UNSETTLED}: one of the two did not settle. "
-    f"{APART}: the two were not called in the same rounds."
+    f"{APART}: the two were not called in the same rounds, so that no interval tells how far the ratio may be off."
 )
-BOLD_NOTE = "Bold: the one block whose interval is below those of all others there."
+TIMES_NOTES = [
+    "Bold: the one block whose interval is below those of all others there.",
+    f"{UNSETTLED}: did not settle.",
+]
 FIGURES = ("latency-", "memory-", "roofline-")
 PAPERS_SIDE = TABLE_3_INPUT["height"]
 
@@ -50,7 +59,9 @@ def quotient(over: Interval, under: Interval) -> Interval:
 
 def with_interval(value: Interval, *, together: bool) -> str:
     ends = number(value.low, 3), number(value.high, 3)
-    middle = number(value.middle, 3) + ("" if value.settled else UNSETTLED) + ("" if together else APART)
+    middle = number(value.middle, 3) + ("" if value.settled else UNSETTLED)
+    if not together:
+        return middle + APART
     return middle if ends[0] == ends[1] else f"{middle} ({ends[0]} - {ends[1]})"
 
 
@@ -152,11 +163,12 @@ class Study:
             markdown(self.parts),
             markdown(self.crossovers),
             *(markdown(growth(scene)) for scene in self.scenes),
-            *(markdown(replace(matrix(scene), notes=[BOLD_NOTE])) for scene in self.measured),
+            *(markdown(replace(matrix(scene, UNSETTLED), notes=TIMES_NOTES)) for scene in self.measured),
             *figures,
         ]
-        if self.measured:
-            parts += ["## Achieved speed", "", *(markdown(speeds(it)) for it in self.measured)]
+        fast: list[Table[Any]] = [*map(speeds, self.measured), *speed_tables(self.official)]
+        if fast:
+            parts += ["## Achieved speed", "", *map(markdown, fast)]
         if self.official:
             parts += [
                 "## Against official implementations",
@@ -173,14 +185,17 @@ class Study:
     @property
     def short(self) -> Iterator[str]:
         """What part of the best attention's costs decompositions take, in each scene."""
+        yield from verdict(self.measured)
         for scene in self.measured:
             if said := in_short(scene):
                 yield f"{scene.title}: {said}."
         spared = [scene for scene in self.measured if scene.facets["mode"] == "training"]
         if any(scene.of(DECOMPOSITIONS[0]) for scene in spared):
+            prices = [it for it in map(price_of_the_way_back, spared) if it]
             yield (
                 "In training decompositions have the paper's one-step gradient, which spares them the way back through "
-                f"the iterations{''.join(f'; {it}' for it in map(price_of_the_way_back, spared) if it)}."
+                "the iterations"
+                + (f"; with it `{DECOMPOSITIONS[0]}` takes {'; '.join(prices)}." if prices else ".")
             )
         yield "This is of costs alone, and says nothing of what a block learns."
 
@@ -199,8 +214,8 @@ class Study:
         ]
         if apart := sum(not met.together for met in pairs):
             yield (
-                f"{apart} of {len(pairs)} pairs of a decomposition and attention were not called in the same rounds, so that "
-                f"the machine may have been faster for one of them; ratios of such times carry a {APART}"
+                f"{apart} of {len(pairs)} pairs of a decomposition and attention were not called in the same rounds: the "
+                f"machine may have been faster for one of them, or its code older; ratios of such times carry a {APART}"
             )
 
     @property
@@ -337,6 +352,7 @@ class Study:
             )
             last = max(rows, key=lambda row: row["pixels"])
             yield f"Nothing was measured beyond {last['height']}x{last['width']}."
+        yield from official_gaps(self.official)
 
 
 def listed(rows: Sequence[Row], name: str) -> str:
@@ -381,13 +397,38 @@ def in_short(scene: Scene) -> str:
     return text
 
 
+def verdict(measured: Sequence[Scene]) -> Iterator[str]:
+    """The first decomposition against the attention that is fastest, where most is at stake and where least is."""
+    ours = DECOMPOSITIONS[0]
+    for which, largest in (("largest", True), ("smallest", False)):
+        met = [it for scene in measured if (it := best_meeting(scene, ours, LATENCY, largest=largest))]
+        if met:
+            sizes = " or ".join(dict.fromkeys(it.size for it in sorted(met, key=lambda it: it.pixels)))
+            parts = sorted(it.ours.middle / it.theirs.middle for it in met)
+            ends = " to ".join(dict.fromkeys(number(it, 2) for it in (parts[0], parts[-1])))
+            faster, slower = (sum(it.sign == sign for it in met) for sign in (-1, 1))
+            yield (
+                f"At the {which} resolution, {sizes}, `{ours}` takes {ends} times as long as the fastest attention: it is "
+                f"faster in {faster} of {len(met)} settings and slower in {slower}."
+            )
+
+
+def best_meeting(scene: Scene, spec: str, column: str, *, largest: bool) -> Meeting | None:
+    """Of `spec` and the attention of least cost, at the largest or smallest resolution that it shares with any."""
+    ends = [
+        meetings[-1 if largest else 0]
+        for it in RIVALS
+        if (meetings := scene.course(spec, it, column).meetings)
+    ]
+    pixels = [it.pixels for it in ends]
+    there = [it for it in ends if it.pixels == (max if largest else min)(pixels)]
+    return min(there, key=lambda it: it.theirs.middle, default=None)
+
+
 def best_rival(scene: Scene, spec: str, column: str) -> str | None:
     """The attention of least cost at the largest resolution that `spec` shares with any."""
-    courses = {it: scene.course(spec, it, column).meetings for it in RIVALS}
-    last = {it: meetings[-1] for it, meetings in courses.items() if meetings}
-    largest = max((it.pixels for it in last.values()), default=0)
-    costs = {it: met.theirs.middle for it, met in last.items() if met.pixels == largest}
-    return min(costs, key=costs.__getitem__, default=None)
+    best = best_meeting(scene, spec, column, largest=True)
+    return next((it for it in RIVALS if best in scene.course(spec, it, column).meetings), None)
 
 
 def share(course: Course, column: str) -> str:
@@ -403,7 +444,7 @@ def price_of_the_way_back(scene: Scene) -> str:
     if not course.meetings:
         return ""
     where = f"{course.meetings[-1].size} ({scene.facets['precision']}, {scene.facets['machine']})"
-    return f"`{BPTT}`, which has it, takes {share(course, LATENCY)} times as long as `{DECOMPOSITIONS[0]}` at {where}"
+    return f"{share(course, LATENCY)} times as long at {where}"
 
 
 def printed() -> Iterator[Printed]:

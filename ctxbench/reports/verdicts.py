@@ -169,8 +169,12 @@ def failed_notes(scene: Scene) -> list[str]:
     return [f"Failed {said}."] if said else []
 
 
-def matrix(scene: Scene) -> Table[str]:
-    """What each block costs at each resolution: the latency where it was measured, else the MACs."""
+def matrix(scene: Scene, unsettled: str = "") -> Table[str]:
+    """What each block costs at each resolution: the latency where it was measured, else the MACs.
+
+    Args:
+        unsettled: follows a latency that did not settle.
+    """
     column = next(name for name in (LATENCY, "macs_total", MEMORY) if name in scene.columns)
     found = {(row["spec"], row["height"], row["width"]): row for row in scene.rows if interval(row, column)}
     failed = {
@@ -183,7 +187,8 @@ def matrix(scene: Scene) -> Table[str]:
         def cell(spec: str) -> str:
             key = spec, height, width
             if key in found:
-                return number(found[key][column] / METRICS[column].scale)
+                open_ = column == LATENCY and found[key]["converged"] is False
+                return number(found[key][column] / METRICS[column].scale) + (unsettled if open_ else "")
             return str(failed[key]["status"]) if key in failed else MISSING
 
         return Column(f"{height}x{width}", cell, best=lambda spec: [row["spec"] for row in best] == [spec])
