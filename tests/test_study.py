@@ -132,7 +132,7 @@ def test_the_code_that_was_measured_is_named(records: list[Record]) -> None:
         for record, (commit, dirty) in zip(records, code, strict=True)
     ]
     text = Study(Report(labelled(rows), baseline=NAIVE)).markdown()
-    assert "* code: commit abc (2 cells), commit abc with changes (1 cells)" in text
+    assert "* code: commit abc (2), commit abc with changes (1)" in text
 
 
 def test_ratios_of_memory_have_no_interval(study: Study) -> None:
@@ -180,7 +180,10 @@ def test_comparisons_with_official_code_have_a_table(study: Study) -> None:
     disagreeing = {"status": "disagrees", "mode": "train", "notes": ["on tokens"]}
     found = [OfficialRatio(**CONTEST), OfficialRatio(**(about | disagreeing))]
     text = Study(study.report, found).markdown()
-    assert "* 2 comparisons: 1 agree, 1 disagree. 0 ratios did not settle" in text
+    assert (
+        "* 2 comparisons: 1 agree, 1 disagree. 0 ratios did not settle within 1 % in the time given." in text
+    )
+    assert "Code:" not in text
     assert "| ham-nmf | float32 | 1x512x64x64 | training | disagrees |" in text
     assert "* `ham-nmf`: on tokens." in text
     assert text.count("| ham-nmf | float32 | 1x512x64x64 | inference | 0.900 (0.890 - 0.910) |") == 1
@@ -215,10 +218,11 @@ def test_what_was_compared_in_one_mode_alone_is_named(study: Study) -> None:
 
 
 def test_the_speed_of_every_block_is_told(study: Study) -> None:
-    speed = {"gflops": 68.25, "ceiling_share": 0.706}
+    speed = {"gflops": 68.25, "ceiling_share": 0.706, "git_commit": "abc", "git_dirty": False}
     alone = CONTEST | speed | {"label": "none", "official": None, "height": 128, "width": 128}
     text = Study(study.report, [OfficialRatio(**(CONTEST | speed)), OfficialRatio(**alone)]).markdown()
     assert "| block | 1x512x64x64 | 1x512x128x128 |" in text
+    assert "in the time given. Code: commit abc (1)." in text
     assert "| ham-nmf, float32 | 68.2 (71 %) | – |" in text and "| none, float32 | – | 68.2 (71 %) |" in text
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from ctxbench.record import Row
@@ -57,6 +58,12 @@ def differences(row: Row, others: Sequence[Row]) -> list[str]:
     enough = sum(tuple(other[name] for name in told) == known for other in others) == 1
     found = [f"{name.removesuffix('_version')} {row[name]}" for name in told]
     return found if enough else [*found, f"environment {row['env_hash'][:6]}"]
+
+
+def commits(code: Iterable[tuple[str | None, bool | None]]) -> str:
+    """The commits that records were made with, and how many with each; those of no known commit are left out."""
+    names = (f"commit {commit}{' with changes' if dirty else ''}" for commit, dirty in code if commit)
+    return ", ".join(f"{name} ({count})" for name, count in Counter(names).most_common())
 
 
 def machine(row: Row) -> str:

@@ -9,6 +9,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ctxbench.errors import UsageError
+from ctxbench.reports.inputs import commits
 from ctxbench.store import read_text, tell
 from ctxbench.tables import MISSING, Column, Table, number
 
@@ -43,6 +44,8 @@ class OfficialRatio(BaseModel):
     agreement: str = ""
     notes: list[str] = []
     limit: Ratio | None = None
+    git_commit: str | None = None
+    git_dirty: bool | None = None
     clock: Literal["cpu", "wall"] | None = None
     ours_cpu_ms: Ratio | None = None
     ours_wall_ms: Ratio | None = None
@@ -197,8 +200,10 @@ def counted(found: Sequence[OfficialRatio]) -> str:
     numbers = {word: sum(it.status == status for it in found) for status, word in words.items()}
     said = ", ".join(f"{number} {word}" for word, number in numbers.items() if number)
     unsettled = sum(it.ratio is not None and not it.settled for it in found)
+    code = commits((it.git_commit, it.git_dirty) for it in found)
     return (
         f"{len(found)} comparisons: {said}. {unsettled} ratios did not settle within 1 % in the time given."
+        f"{f' Code: {code}.' if code else ''}"
     )
 
 

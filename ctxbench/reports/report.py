@@ -16,7 +16,7 @@ from ctxbench.benchmarks import Benchmarks
 from ctxbench.benchmarks import tables as benchmark_tables
 from ctxbench.errors import UsageError
 from ctxbench.record import Row
-from ctxbench.reports.inputs import labelled
+from ctxbench.reports.inputs import commits, labelled
 from ctxbench.reports.leaderboards import leaderboards
 from ctxbench.reports.method import ENVIRONMENT, METHOD
 from ctxbench.reports.published import Comparison, checked, compare_all
@@ -255,11 +255,8 @@ class Report:
             known = [(label, row[column]) for label, column in ENVIRONMENT if row[column] is not None]
             known = [it for it in known if it != ("CPU", row["device_name"])]
             lines.append(", ".join(f"{label} {value}" for label, value in known))
-        commits = Counter(commit for row in self.rows if (commit := code_of(row)))
-        if commits:
-            lines.append(
-                "code: " + ", ".join(f"commit {it} ({count} cells)" for it, count in commits.most_common())
-            )
+        code = commits((row["git_commit"], row["git_dirty"]) for row in self.rows)
+        lines += [f"code: {code}"] if code else []
         if self.unreadable:
             names = ", ".join(f"{file.path.name} ({file.reason})" for file in self.unreadable[:5])
             more = ", …" if len(self.unreadable) > 5 else ""
@@ -281,11 +278,6 @@ class Report:
         when = " to ".join(dict.fromkeys([days[0], days[-1]]))
         planned = f" of {len(self.rows) + self.missing} planned" if self.missing else ""
         return f"{len(self.rows)}{planned} cells ({counted}), {when}"
-
-
-def code_of(row: Row) -> str:
-    """The commit that a record was made with, and whether the code had changes; empty where that is not known."""
-    return f"{row['git_commit']}{' with changes' if row['git_dirty'] else ''}" if row["git_commit"] else ""
 
 
 def choose_baseline(rows: list[Row], wanted: str | None) -> str | None:
