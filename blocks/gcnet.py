@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from blocks.base import ContextBlock, Conv1x1, flat, require_positive
+from blocks.base import ContextBlock, flat, require_positive
 from blocks.registry import Paper, register
 
 GCNET = Paper(
@@ -62,13 +62,14 @@ class GlobalContext(ContextBlock):
         require_positive(ratio=ratio)
         self.inner = max(int(channels * ratio), 2)
         self.pooling, self.fusion = pooling, fusion
+        # Plain convolutions: where there is one channel or one pixel, Conv1x1's choice would only take time.
         if pooling == "attention":
-            self.mask = Conv1x1(channels, 1)
+            self.mask = nn.Conv2d(channels, 1, 1)
         self.transform = nn.Sequential(
-            Conv1x1(channels, self.inner),
+            nn.Conv2d(channels, self.inner, 1),
             nn.LayerNorm([self.inner, 1, 1]),
             nn.ReLU(inplace=True),
-            Conv1x1(self.inner, channels),
+            nn.Conv2d(self.inner, channels, 1),
         )
         for parameter in self.transform[-1].parameters():
             nn.init.zeros_(parameter)
