@@ -220,9 +220,11 @@ def test_what_was_compared_in_one_mode_alone_is_named(study: Study) -> None:
 def test_the_speed_of_every_block_is_told(study: Study) -> None:
     speed = {"gflops": 68.25, "ceiling_share": 0.706, "git_commit": "abc", "git_dirty": False}
     alone = CONTEST | speed | {"label": "none", "official": None, "height": 128, "width": 128}
-    text = Study(study.report, [OfficialRatio(**(CONTEST | speed)), OfficialRatio(**alone)]).markdown()
+    idle = CONTEST | speed | {"label": "se", "ceiling_share": 0.002}
+    text = Study(study.report, [OfficialRatio(**it) for it in (CONTEST | speed, alone, idle)]).markdown()
     assert "| block | 1x512x64x64 | 1x512x128x128 |" in text
-    assert "in the time given. Code: commit abc (1)." in text
+    assert "in the time given. Code: commit abc (2)." in text
+    assert "| se, float32 |" not in text, "it multiplies next to nothing"
     assert "| ham-nmf, float32 | 68.2 (71 %) | – |" in text and "| none, float32 | – | 68.2 (71 %) |" in text
 
 

@@ -15,6 +15,7 @@ from ctxbench.tables import MISSING, Column, Table, number
 
 FILE = "official.jsonl"
 MAX_BYTES = 2**26
+LEAST_SHARE = 0.01  # of the ceiling; a block that multiplies next to nothing has no speed to tell
 ABOVE = {None: "", 0: "", 1: "> ", 2: ">> "}
 Size = Annotated[int, Field(gt=0)]
 Ratio = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -144,7 +145,7 @@ def official_table(machine: str, found: Sequence[OfficialRatio]) -> Table[Offici
 
 def speed_tables(found: Sequence[OfficialRatio]) -> list[Table[str]]:
     """How fast each of our blocks computes in inference, one table for each machine."""
-    timed = [it for it in found if it.gflops and it.ceiling_share]
+    timed = [it for it in found if it.gflops and (it.ceiling_share or 0.0) >= LEAST_SHARE]
     machines = dict.fromkeys(it.machine for it in timed)
     return [speed_table(each, [it for it in timed if it.machine == each]) for each in machines]
 
@@ -170,7 +171,7 @@ def speed_table(machine: str, found: Sequence[OfficialRatio]) -> Table[str]:
         sorted(dict.fromkeys(block for block, _ in cells)),
         [
             "Two operations for each counted MAC; element-wise work counts nothing, and is what keeps a block with few "
-            "MACs from the ceiling. That is the faster one of a square matrix product and of a 1x1 convolution, of the same "
+            "MACs from the ceiling; those below 1 % of it are left out. It is the faster one of a square matrix product and of a 1x1 convolution, of the same "
             "precision and in the same rounds."
         ],
     )

@@ -25,6 +25,7 @@ from ctxbench import pinning  # noqa: E402
 from ctxbench.cli.program import INTERRUPTED, end  # noqa: E402
 from ctxbench.errors import RAISED, RunError, UsageError, first_line  # noqa: E402
 from ctxbench.gate import wake  # noqa: E402
+from ctxbench.reports.official import LEAST_SHARE  # noqa: E402
 from ctxbench.spec import parse_choices, parse_integers  # noqa: E402
 from ctxbench.statistics import median  # noqa: E402
 from tests.bench.official import contest, implementations  # noqa: E402
@@ -35,7 +36,6 @@ from tests.bench.official.sources import SourceError  # noqa: E402
 MODES = ("infer", "train")
 RECORDS = Path("results/studies/official.jsonl")
 MOST_THREADS = 1024
-LEAST_SHARE = 0.01  # of the ceiling; a block that multiplies next to nothing has no speed to tell
 MIRROR_NOTE = "What is missing can be fetched from a mirror: git's url.<base>.insteadOf names it."
 SLOWER = "SLOWER THAN"
 DISAGREES = "DISAGREES"
