@@ -170,9 +170,9 @@ def speed_table(machine: str, found: Sequence[OfficialRatio]) -> Table[str]:
         [Column[str]("block", lambda block: block, numeric=False), *map(at, inputs)],
         sorted(dict.fromkeys(block for block, _ in cells)),
         [
-            "Two operations for each counted MAC; element-wise work counts nothing, and is what keeps a block with few "
-            "MACs from the ceiling; those below 1 % of it are left out. It is the faster one of a square matrix product and of a 1x1 convolution, of the same "
-            "precision and in the same rounds."
+            "Two operations for each counted MAC; element-wise work counts nothing, and keeps a block with few MACs from "
+            "the ceiling: the faster one of a square matrix product and a 1x1 convolution, of the same precision and in "
+            "the same rounds. Blocks below 1 % of it are left out."
         ],
     )
 
