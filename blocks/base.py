@@ -141,7 +141,7 @@ def flat(x: Tensor) -> Tensor:
     return x.flatten(2)
 
 
-FAR_APART = 2**14  # of rows, in numbers: the products of BLAS that read across them slow down
+FAR_APART, FAR_APART_HALVES = 2**14, 2**10  # of rows, in numbers: products that read across them slow down
 
 
 def weighted(values: Tensor, weights: Tensor) -> Tensor:
@@ -149,10 +149,12 @@ def weighted(values: Tensor, weights: Tensor) -> Tensor:
 
     The product is that of the transposes, and the result strided, in two cases. Where a gradient will come
     back: the weights' has their own layout then, and the softmax before them copies no map of N x M. And on
-    a CPU where rows of weights are long: they are read along, not across.
+    a CPU where rows of weights are long: they are read along, not across, which in half precision takes a
+    quarter of the time and less.
     """
+    far = FAR_APART_HALVES if weights.element_size() == 2 else FAR_APART
     far_apart = (
-        weights.device.type == "cpu" and not torch.compiler.is_compiling() and weights.shape[-1] >= FAR_APART
+        weights.device.type == "cpu" and not torch.compiler.is_compiling() and weights.shape[-1] >= far
     )
     return (weights @ values.mT).mT if weights.requires_grad or far_apart else values @ weights.mT
 
