@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from blocks import ContextBlock, base, create, update_rules
-from blocks.base import FAR_APART, Conv1x1, weighted
+from blocks.base import FAR_APART, FAR_APART_HALVES, Conv1x1, weighted
 from blocks.ccnet import criss_cross
 from blocks.decomposition import NMF, Decomposition
 from blocks.update_rules import (
@@ -29,6 +29,7 @@ from blocks.update_rules import (
     tile_columns,
 )
 from ctxbench.cost import PeakMemory
+from ctxbench.gate import relative_error
 from tests import references
 from tests.references import Array
 
@@ -553,10 +554,12 @@ def test_gradient_of_criss_cross_is_the_derivative() -> None:
     assert torch.autograd.gradcheck(criss_cross, (query, key, value))
 
 
-@pytest.mark.parametrize("pixels", [5, FAR_APART])
+@pytest.mark.parametrize("pixels", [5, FAR_APART_HALVES, FAR_APART])
 def test_weighted_values_are_the_same_however_far_apart_rows_lie(pixels: int) -> None:
     values, weights = torch.randn(2, 3, pixels), torch.randn(2, 4, pixels)
     close(weighted(values, weights), torch.einsum("bcm,bnm->bcn", values, weights))
+    halves = weighted(values.bfloat16(), weights.bfloat16()).double()
+    assert relative_error(halves, weighted(values, weights)) < 0.02
 
 
 # --- 1x1 convolutions ------------------------------------------------------------------------
