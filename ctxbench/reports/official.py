@@ -178,18 +178,20 @@ def speed_table(machine: str, found: Sequence[OfficialRatio]) -> Table[str]:
 
 
 def official_gaps(found: Sequence[OfficialRatio]) -> Iterator[str]:
-    """What was compared in one mode or at one input, and not in another, on each machine."""
+    """Which blocks were compared in one mode or at one input and not in another, on each machine, whatever their options."""
     compared = [it for it in found if it.official is not None]
     for machine in dict.fromkeys(it.machine for it in compared):
-        here = [it for it in compared if it.machine == machine]
-        cases = {(it.label, it.dtype, it.input, it.mode) for it in here}
-        blocks = sorted({(label, dtype) for label, dtype, _, _ in cases})
-        where = sorted({(input_, mode) for _, _, input_, mode in cases})
+        cases = {
+            ((it.label.partition("[")[0], it.dtype), (it.input, it.mode))
+            for it in compared
+            if it.machine == machine
+        }
+        blocks, places = sorted({block for block, _ in cases}), sorted({place for _, place in cases})
         absent = [
-            f"`{label}` ({dtype}, {mode}, {input_})"
-            for label, dtype in blocks
-            for input_, mode in where
-            if (label, dtype, input_, mode) not in cases
+            f"`{name}` ({dtype}, {mode}, {input_})"
+            for name, dtype in blocks
+            for input_, mode in places
+            if ((name, dtype), (input_, mode)) not in cases
         ]
         if absent:
             yield f"Not compared with official code on {machine}: {', '.join(absent)}."
