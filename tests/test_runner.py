@@ -395,8 +395,9 @@ def test_batch_normalisation_on_one_value_per_channel_is_skipped_with_advice(
     }
 
 
-def test_an_input_beyond_all_addresses_is_skipped_too(tmp_path: Path) -> None:
-    (record,) = run(tmp_path, cells("self-attn", resolutions="999999", estimated=True))
+@pytest.mark.parametrize(("spec", "side"), [("self-attn", "999999"), ("fft[size=2147483647]", "8")])
+def test_what_is_beyond_all_addresses_is_skipped_too(spec: str, side: str, tmp_path: Path) -> None:
+    (record,) = run(tmp_path, cells(spec, resolutions=side, estimated=True))
     assert record.status == "skipped"
     assert record.reason is not None
     assert "more memory than can be addressed" in record.reason
