@@ -24,7 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 import blocks
-from ctxbench.meta import meta_tensors
+from ctxbench.meta import Replay, meta_tensors
 from ctxbench.record import LARGEST_COUNT
 from ctxbench.spec import Cell
 
@@ -72,6 +72,7 @@ NO_ARITHMETIC = {
 # The operator into which fused attention, and nothing else, falls apart on meta tensors.
 FUSED_ATTENTION_ON_META = "safe_softmax"
 
+REPLAY = Replay()  # one for all estimates of a process: their blocks have much in common
 CONV_BACKWARD = torch.ops.aten.convolution_backward
 
 
@@ -255,7 +256,7 @@ class PeakMemory(Spy):
         return forget
 
     def __torch_dispatch__(self, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = operator(*args, **(kwargs or {}))
+        result = REPLAY(operator, args, kwargs or {})
         self.track(leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor))
         return result
 
