@@ -150,7 +150,7 @@ def weighted(values: Tensor, weights: Tensor) -> Tensor:
     The product is that of the transposes, and the result strided, in two cases. Where a gradient will come
     back: the weights' has their own layout then, and the softmax before them copies no map of N x M. And on
     a CPU where rows of weights are long: they are read along, not across, which in half precision takes a
-    quarter of the time and less.
+    fraction of the time.
     """
     far = FAR_APART_HALVES if weights.element_size() == 2 else FAR_APART
     far_apart = (

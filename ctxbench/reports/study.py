@@ -380,9 +380,10 @@ def identity() -> list[Column[Against]]:
 def in_short(scene: Scene) -> str:
     """What part decompositions take of the costs of the attention that is best there; empty without both."""
     ours, *others = DECOMPOSITIONS
-    fastest, leanest = (best_rival(scene, ours, column) for column in (LATENCY, MEMORY))
-    if fastest is None:
+    best, least = (best_rival(scene, ours, column) for column in (LATENCY, MEMORY))
+    if best is None:
         return ""
+    fastest = best[0]
     over_time = scene.course(ours, fastest, LATENCY)
     text = (
         f"at {over_time.meetings[-1].size} `{ours}` takes {share(over_time, LATENCY)} of the time of `{fastest}`, the fastest attention "
@@ -391,7 +392,8 @@ def in_short(scene: Scene) -> str:
     for other in others:
         if (course := scene.course(other, fastest, LATENCY)).meetings:
             text += f"; `{other}` takes {share(course, LATENCY)}"
-    if leanest is not None:
+    if least is not None:
+        leanest = least[0]
         course = scene.course(ours, leanest, MEMORY)
         text += f"; `{ours}` has {share(course, MEMORY)} of the predicted memory of `{leanest}`, the leanest"
     return text
@@ -401,7 +403,8 @@ def verdict(measured: Sequence[Scene]) -> Iterator[str]:
     """The first decomposition against the attention that is fastest, where most is at stake and where least is."""
     ours = DECOMPOSITIONS[0]
     for which, largest in (("largest", True), ("smallest", False)):
-        met = [it for scene in measured if (it := best_meeting(scene, ours, LATENCY, largest=largest))]
+        best = [it for scene in measured if (it := best_rival(scene, ours, LATENCY, largest=largest))]
+        met = [meeting for _, meeting in best]
         if met:
             sizes = " or ".join(dict.fromkeys(it.size for it in sorted(met, key=lambda it: it.pixels)))
             parts = sorted(it.ours.middle / it.theirs.middle for it in met)
@@ -413,22 +416,15 @@ def verdict(measured: Sequence[Scene]) -> Iterator[str]:
             )
 
 
-def best_meeting(scene: Scene, spec: str, column: str, *, largest: bool) -> Meeting | None:
-    """Of `spec` and the attention of least cost, at the largest or smallest resolution that it shares with any."""
-    ends = [
-        meetings[-1 if largest else 0]
-        for it in RIVALS
-        if (meetings := scene.course(spec, it, column).meetings)
-    ]
-    pixels = [it.pixels for it in ends]
-    there = [it for it in ends if it.pixels == (max if largest else min)(pixels)]
-    return min(there, key=lambda it: it.theirs.middle, default=None)
-
-
-def best_rival(scene: Scene, spec: str, column: str) -> str | None:
-    """The attention of least cost at the largest resolution that `spec` shares with any."""
-    best = best_meeting(scene, spec, column, largest=True)
-    return next((it for it in RIVALS if best in scene.course(spec, it, column).meetings), None)
+def best_rival(scene: Scene, spec: str, column: str, *, largest: bool = True) -> tuple[str, Meeting] | None:
+    """The attention of least cost at the largest or smallest resolution that `spec` shares with any, and both costs."""
+    courses = {it: scene.course(spec, it, column).meetings for it in RIVALS}
+    ends = {it: meetings[-1 if largest else 0] for it, meetings in courses.items() if meetings}
+    if not ends:
+        return None
+    pixels = (max if largest else min)(met.pixels for met in ends.values())
+    there = [(it, met) for it, met in ends.items() if met.pixels == pixels]
+    return min(there, key=lambda it: it[1].theirs.middle)
 
 
 def share(course: Course, column: str) -> str:

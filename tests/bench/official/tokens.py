@@ -18,8 +18,8 @@ from tests.bench.official.comparison import Forward, Theirs, linear, put, zero
 def on_tokens(forward: Forward) -> Forward:
     """A map is seen as tokens (B, N, C) without a copy, and turned back.
 
-    The form that is kinder to them: with tokens copied into one piece first, each of these layers
-    takes as long or longer, up to 1.2 times at 64 x 64.
+    The form that is kinder to them: with tokens copied into one piece first, the official layers of linear-attn,
+    linformer, performer, agent, pooled-attn, nystrom and fft took 0.99 to 1.19 times as long at 64 x 64.
     """
     return lambda x: forward(x.flatten(2).mT).mT.reshape(x.shape)
 
